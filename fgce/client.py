@@ -1,0 +1,187 @@
+"""Client of an FG-CE server, for trainers and evaluations.
+
+A judge that is dead, slow, overloaded or garbled never raises here: every item that got no answer comes back
+with status "missing" and the reason. One call sends all explanations of a rank in one request.
+"""
+
+import asyncio
+import logging
+import os
+import ssl
+from collections.abc import Sequence
+from functools import cache
+
+import httpx
+import tenacity
+from pydantic import ValidationError
+
+from fgce.schema import ExplanationScore, MissingReason, ScoreItem, ScoreMode, ScoreRequest, ScoreResponse
+
+logger = logging.getLogger(__name__)
+
+RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
+
+
+class _NoAnswerError(Exception):
+    """One attempt failed; `retry_after` is the server's wish in seconds, where it gave one."""
+
+    def __init__(
+        self, reason: MissingReason, detail: str, *, final: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.final = final
+        self.retry_after = retry_after
+
+
+def connect_args(url: str | None = None, token: str | None = None) -> tuple[str, str | None]:
+    """Base URL and bearer token: the arguments, else FGCE_URL and FGCE_TOKEN, else http://$POD_IP:8000.
+
+    POD_IP is the variable that the authors' launcher sets; without any of these the server is on loopback.
+    """
+    url = url or os.environ.get("FGCE_URL") or f"http://{os.environ.get('POD_IP') or '127.0.0.1'}:8000"
+    return url.rstrip("/"), token or os.environ.get("FGCE_TOKEN")
+
+
+class FgceClient:
+    """Scores explanations over HTTP. Safe to use from several event loops and from plain synchronous code.
+
+    Args:
+        url: base URL; see `connect_args` for the default.
+        token: bearer token; see `connect_args`.
+        deadline: seconds that one `score` call may take in all, retries included. Keep it below the trainer's
+            collective time-out.
+        attempts: tries at most, within the deadline.
+        transport: httpx transport to use instead of the network.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        deadline: float = 120.0,
+        attempts: int = 4,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url, self._token = connect_args(url, token)
+        self.deadline = deadline
+        self.attempts = attempts
+        self._transport = transport
+
+    async def score(
+        self,
+        items: Sequence[ScoreItem],
+        *,
+        score_mode: ScoreMode = "fine_grained",
+        gen_explanation: bool = False,
+    ) -> ScoreResponse:
+        """One result an item, in order; never raises for anything that the server does or fails to do."""
+        items = list(items)
+        if not items:
+            return ScoreResponse(rubric=None, judge=None, results=[])
+        request = ScoreRequest(items=items, score_mode=score_mode, gen_explanation=gen_explanation)
+        try:
+            async with asyncio.timeout(self.deadline):
+                return await self._with_retries(request)
+        except TimeoutError:
+            failure = _NoAnswerError(
+                MissingReason.TIMEOUT, f"no answer from {self.url} within {self.deadline:g} s"
+            )
+        except _NoAnswerError as error:
+            failure = error
+        logger.warning("FG-CE: %d explanations are missing: %s", len(items), failure)
+        results = [ExplanationScore.missing(item.id, failure.reason, str(failure)) for item in items]
+        return ScoreResponse(rubric=None, judge=None, results=results)
+
+    def score_sync(
+        self,
+        items: Sequence[ScoreItem],
+        *,
+        score_mode: ScoreMode = "fine_grained",
+        gen_explanation: bool = False,
+    ) -> ScoreResponse:
+        """`score` for code without an event loop.
+
+        Raises:
+            RuntimeError: called while an event loop runs in this thread; await `score` there.
+        """
+        return asyncio.run(self.score(items, score_mode=score_mode, gen_explanation=gen_explanation))
+
+    async def _with_retries(self, request: ScoreRequest) -> ScoreResponse:
+        headers = {"Content-Type": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, _NoAnswerError) and not error.final
+            ),
+            stop=tenacity.stop_after_attempt(self.attempts),
+            wait=_wait,
+            reraise=True,
+        )
+        body = request.model_dump_json(exclude_none=True)
+        # A connection pool belongs to one event loop, so each call has its own: a rank makes one call a step.
+        async with httpx.AsyncClient(
+            transport=self._transport, timeout=self.deadline, verify=_ssl_context(), headers=headers
+        ) as http:
+            return await retrying(self._attempt, http, body, request)
+
+    async def _attempt(self, http: httpx.AsyncClient, body: str, request: ScoreRequest) -> ScoreResponse:
+        try:
+            answer = await http.post(f"{self.url}/v1/score", content=body)
+        except httpx.TimeoutException as error:
+            raise _NoAnswerError(MissingReason.TIMEOUT, f"{self.url}: {error!r}") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _NoAnswerError(MissingReason.UNREACHABLE, f"{self.url}: {error!r}") from error
+        if answer.status_code != 200:
+            raise _refusal(answer)
+        try:
+            scored = ScoreResponse.model_validate_json(answer.content)
+        except ValidationError as error:
+            detail = f"{self.url}: the answer is not a score response: {error.errors()[0]['msg']}"
+            raise _NoAnswerError(MissingReason.BAD_RESPONSE, detail) from error
+        if [result.id for result in scored.results] != [item.id for item in request.items]:
+            raise _NoAnswerError(
+                MissingReason.BAD_RESPONSE, f"{self.url}: the answer's ids are not the request's"
+            )
+        return scored
+
+
+def score(
+    items: Sequence[ScoreItem], url: str | None = None, *, score_mode: ScoreMode = "fine_grained"
+) -> ScoreResponse:
+    """Scores explanations on the server at `url` (default: `connect_args`) from synchronous code."""
+    return FgceClient(url).score_sync(items, score_mode=score_mode)
+
+
+def _refusal(answer: httpx.Response) -> _NoAnswerError:
+    detail = f"{answer.url}: HTTP {answer.status_code} {answer.text[:200]}"
+    if answer.status_code in {429, 503}:
+        return _NoAnswerError(
+            MissingReason.OVERLOADED, detail, retry_after=_seconds(answer.headers.get("Retry-After"))
+        )
+    if answer.status_code in RETRIED_STATUS:
+        return _NoAnswerError(MissingReason.SERVER_ERROR, detail)
+    return _NoAnswerError(MissingReason.REFUSED, detail, final=True)
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    return float(retry_after) if retry_after and retry_after.strip().isdigit() else None
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=15)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Exponential with jitter, on top of what the server asked for, so that ranks do not return as one."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, _NoAnswerError) and error.retry_after is not None:
+        return error.retry_after + _backoff(state)
+    return _backoff(state)
+
+
+@cache
+def _ssl_context() -> ssl.SSLContext:
+    """Made once: loading the system's certificates takes tens of milliseconds."""
+    return ssl.create_default_context()

@@ -1,0 +1,139 @@
+"""The evaluator's data types, shared by server, client and command line (FG-CE, two-step sentence scoring).
+
+A score that is not there is a state with a reason, never a number: `status` is "missing", every figure None.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Function = Literal["information extraction", "information analysis", "conclusion", "others"]
+Modality = Literal[
+    "audio",
+    "visual",
+    "contextual",
+    "audio-contextual",
+    "visual-contextual",
+    "audio-visual",
+    "audio-visual-contextual",
+]
+ScoreMode = Literal["fine_grained", "binary"]
+Status = Literal["ok", "missing"]
+
+SCALES: dict[ScoreMode, tuple[int, int]] = {"fine_grained": (1, 5), "binary": (0, 1)}
+
+
+class MissingReason(StrEnum):
+    """Why a sentence or an explanation has no score."""
+
+    # what the judge did
+    JUDGE_ERROR = "judge_error"
+    TIMEOUT = "timeout"
+    UNPARSEABLE = "unparseable"
+    OUT_OF_RANGE = "out_of_range"
+    UNSUPPORTED_LANGUAGE = "unsupported_language"
+    UNSUPPORTED_EMOTION = "unsupported_emotion"
+    # what happened between client and server
+    UNREACHABLE = "unreachable"
+    OVERLOADED = "overloaded"
+    REFUSED = "refused"
+    SERVER_ERROR = "server_error"
+    BAD_RESPONSE = "bad_response"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ScoreItem(_Strict):
+    """One explanation to score: its text, or its sentences where the caller has split it already."""
+
+    id: str
+    explanation: str | None = None
+    sentences: list[str] | None = None
+    predicted_emotion: str
+
+    @model_validator(mode="after")
+    def _one_form_of_text(self) -> Self:
+        if (self.explanation is None) == (self.sentences is None):
+            raise ValueError("give exactly one of 'explanation' and 'sentences'")
+        return self
+
+
+class ScoreRequest(_Strict):
+    """Body of POST /v1/score."""
+
+    items: list[ScoreItem]
+    score_mode: ScoreMode = "fine_grained"
+    gen_explanation: bool = False
+
+
+class RubricInfo(BaseModel):
+    """Which rubric gave the scores; a change of `sha256` makes scores incomparable."""
+
+    version: str
+    sha256: str
+
+
+class JudgeInfo(BaseModel):
+    """Which judge gave the scores."""
+
+    backend: str
+    model: str
+    revision: str
+
+
+class SentenceScore(BaseModel):
+    """Both steps' answers for one sentence.
+
+    `score` is on the mode's scale (1..5 or 0/1) and None for `others` and for a missing sentence; `weight` is
+    w_function * w_modality and 0 for both of these.
+    """
+
+    text: str
+    status: Status
+    reason: MissingReason | None = None
+    detail: str | None = None
+    function: Function | None = None
+    modality: Modality | None = None
+    confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    score: int | None = None
+    weight: float = 0.0
+    explanation: str | None = None
+
+
+class ExplanationScore(BaseModel):
+    """The sample-level result.
+
+    `score` is S_coh on the mode's scale, `normalised` its place in [0, 1]; `unweighted` and
+    `unweighted_normalised` are the same with every weight 1. Flags: `no_evidence` (nothing to score: S_coh
+    is undefined, normalised 0), `partial` (some sentences are missing), and the reasons of missing sentences.
+    """
+
+    id: str
+    status: Status
+    reason: MissingReason | None = None
+    detail: str | None = None
+    flags: list[str] = []
+    score: float | None = None
+    normalised: float | None = None
+    unweighted: float | None = None
+    unweighted_normalised: float | None = None
+    sentences: list[SentenceScore] = []
+
+    @classmethod
+    def missing(cls, id: str, reason: MissingReason, detail: str | None = None) -> Self:
+        """A result without a score, for an explanation that no judge has seen."""
+        return cls(id=id, status="missing", reason=reason, detail=detail, flags=[reason.value])
+
+
+class ScoreResponse(BaseModel):
+    """Body of the answer to POST /v1/score: one result an item, in the items' order.
+
+    `rubric` and `judge` are None only in answers that the client made up because no server gave one.
+    """
+
+    rubric: RubricInfo | None
+    judge: JudgeInfo | None
+    results: list[ExplanationScore]
