@@ -1,0 +1,85 @@
+"""The emotions: one canonical noun each, the spellings that mean it, and the classes of every dataset.
+
+A dataset's own spelling ("happy", "happiness") is an output format, never a different class.
+"""
+
+import re
+import unicodedata
+
+EMOTIONS = (
+    "anger",
+    "disgust",
+    "fear",
+    "happiness",
+    "neutral",
+    "sadness",
+    "surprise",
+    "contempt",
+    "anxiety",
+    "helplessness",
+    "disappointment",
+    "calm",
+    "doubt",
+)
+
+# The classes in the order of each dataset's own label ids; `toy` is the quick start's.
+LABEL_SETS: dict[str, tuple[str, ...]] = {
+    "dfew": ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"),
+    "mafw": EMOTIONS[:11],
+    "ravdess": ("neutral", "calm", "happiness", "sadness", "anger", "fear", "disgust", "surprise"),
+    "mer2023": ("neutral", "anger", "happiness", "sadness", "anxiety", "surprise"),
+    "merr": (
+        "neutral",
+        "anger",
+        "happiness",
+        "sadness",
+        "anxiety",
+        "surprise",
+        "fear",
+        "contempt",
+        "doubt",
+    ),
+    "toy": EMOTIONS[:7],
+}
+
+# The authors' release lacks mad, fearful, terrified and worry and strips no punctuation; here they count.
+_SPELLINGS = {
+    "anger": "angry rage mad",
+    "disgust": "disgusted",
+    "fear": "afraid scared frightened fearful terrified",
+    "happiness": "happy joy joyful glad pleased",
+    "neutral": "none",
+    "sadness": "sad sorrow unhappy depressed",
+    "surprise": "surprised startled",
+    "contempt": "contemptuous",
+    "anxiety": "anxious nervous worried worry",
+    "helplessness": "helpless",
+    "disappointment": "disappointed",
+    "doubt": "doubtful",
+}
+_CANONICAL = {emotion: emotion for emotion in EMOTIONS} | {
+    word: emotion for emotion, words in _SPELLINGS.items() for word in words.split()
+}
+_WORD = re.compile(r"[^\W\d_]+")
+_NO_EMOTION = re.compile(r"\bno[\s_-]+emotion\b")
+_NEGATIONS = frozenset({"not", "no", "never", "without", "isn", "aren", "wasn", "neither", "nor"})
+
+
+def normalise_label(text: str) -> str | None:
+    """Reads one emotion out of an answer.
+
+    Case, punctuation and underscores are ignored. An answer of several words is read by its only label word.
+
+    Args:
+        text: an answer such as "Sad.", "no_emotion" or "The emotion is fear".
+
+    Returns:
+        The canonical noun, one of `EMOTIONS`. None where the text names no emotion, two different ones
+        ("sad, angry"; a compound label such as "sadness_surprise"), or denies one ("not angry").
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    words = _WORD.findall(_NO_EMOTION.sub("none", folded))
+    found = {_CANONICAL[word] for word in words if word in _CANONICAL}
+    if len(found) != 1 or not _NEGATIONS.isdisjoint(words):
+        return None
+    return found.pop()

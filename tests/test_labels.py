@@ -1,0 +1,44 @@
+"""Reading an emotion out of an answer."""
+
+import pytest
+
+from humanomni.labels import EMOTIONS, LABEL_SETS, normalise_label
+
+
+@pytest.mark.parametrize(
+    ("answer", "emotion"),
+    [
+        ("sadness", "sadness"),
+        (" Sad.\n", "sadness"),
+        ("**Happy**!", "happiness"),
+        ("no_emotion", "neutral"),
+        ("No emotion.", "neutral"),
+        ("none", "neutral"),
+        ("The emotion is fear", "fear"),
+        ("sad, a deep sorrow", "sadness"),
+        ("worry", "anxiety"),
+        ("TERRIFIED", "fear"),
+        ("ＡＮＧＥＲ", "anger"),
+    ],
+)
+def test_spellings_mean_one_emotion(answer: str, emotion: str) -> None:
+    assert normalise_label(answer) == emotion
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "3", "hungry", "sad, angry", "sadness_surprise", "not angry", "happyish"]
+)
+def test_no_single_emotion_is_unparseable(answer: str) -> None:
+    assert normalise_label(answer) is None
+
+
+def test_classes_are_canonical_and_in_the_order_of_the_official_ids() -> None:
+    for classes in LABEL_SETS.values():
+        assert len(set(classes)) == len(classes)
+        assert set(classes) <= set(EMOTIONS)
+    assert LABEL_SETS["dfew"][0] == "happiness"
+    assert LABEL_SETS["dfew"][6] == "fear"
+    assert LABEL_SETS["mafw"][10] == "disappointment"
+    assert {name: len(classes) for name, classes in LABEL_SETS.items()} == {
+        "dfew": 7, "mafw": 11, "ravdess": 8, "mer2023": 6, "merr": 9, "toy": 7,
+    }  # fmt: skip
