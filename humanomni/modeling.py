@@ -1,0 +1,348 @@
+"""HumanOmni: Qwen2 that reads SigLIP frames and Whisper audio through a gated three-branch projector.
+
+Shape suffixes: B batch, S sequence, T frames, N patches of a frame, L video or audio tokens, V/A/D widths of vision,
+audio and language model, M mel bins, F mel frames.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, BertModel, GenerationMixin, PreTrainedModel, Qwen2Model
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.models.siglip.modeling_siglip import SiglipVisionModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from humanomni.configuration import HumanOmniConfig
+from humanomni.projector import ThreeBranchProjector, mlp
+
+# Inputs that only the prefill reads. `*_features` are tower outputs, which may stand in for the towers' inputs, so that
+# frozen towers run once a clip however often its prompt is scored.
+MEDIA_INPUTS = (
+    "pixel_values",
+    "vision_features",
+    "input_features",
+    "audio_features",
+    "gate_input_ids",
+    "gate_attention_mask",
+)
+
+# The parts that training recipes name, each with the prefixes of its parameters.
+PARTS = {
+    "vision_tower": ("model.vision_tower.",),
+    "audio_tower": ("model.audio_tower.",),
+    "projector": ("model.projector.",),
+    "audio_projector": ("model.audio_projector.",),
+    "gate": ("model.gate.",),
+    "bert": ("model.bert.",),
+    "language_model": ("model.language_model.", "lm_head."),
+}
+
+
+class VisionTower(SiglipVisionModel):
+    """SigLIP up to the layer that HumanOmni reads: ``hidden_states[-2]`` of the published tower, without post-norm."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.post_layernorm = nn.Identity()
+
+
+@dataclass
+class HumanOmniOutput(ModelOutput):
+    """What :class:`HumanOmniForConditionalGeneration` returns: loss, logits [B, S, vocabulary], cache, states."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class HumanOmniPreTrainedModel(PreTrainedModel):
+    """What transformers has to know of every HumanOmni class."""
+
+    config_class = HumanOmniConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Qwen2DecoderLayer", "SiglipEncoderLayer", "WhisperEncoderLayer", "BertLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _can_compile_fullgraph = True
+
+
+class HumanOmniModel(HumanOmniPreTrainedModel):
+    """Towers, projectors, gate and language model, without the vocabulary head."""
+
+    def __init__(self, config: HumanOmniConfig) -> None:
+        super().__init__(config)
+        width = config.text_config.hidden_size
+        self.vision_tower = VisionTower._from_config(config.vision_config)
+        self.audio_tower = WhisperEncoder._from_config(config.audio_config)
+        self.projector = ThreeBranchProjector(config)
+        self.audio_projector = mlp(config.audio_config.d_model, width)
+        self.bert = BertModel._from_config(config.bert_config, add_pooling_layer=False)
+        self.gate = nn.Sequential(
+            nn.Linear(config.bert_config.hidden_size, config.gate_hidden_size),
+            nn.GELU(),
+            nn.Linear(config.gate_hidden_size, 3),
+        )
+        self.language_model = Qwen2Model._from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.embed_tokens = value
+
+    def train(self, mode: bool = True) -> "HumanOmniModel":
+        """Training mode, except for frozen encoders: BERT's dropout would only make the gate noisy.
+
+        The authors' release leaves that dropout on, so its policy and reference differ before the first step.
+        """
+        super().train(mode)
+        for encoder in (self.vision_tower, self.audio_tower, self.bert):
+            if not any(p.requires_grad for p in encoder.parameters()):
+                encoder.eval()
+        return self
+
+    def encode_frames(self, pixel_values: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W] -> SigLIP patches [B, T, N, V]."""
+        patches = self.vision_tower(pixel_values.flatten(0, 1)).last_hidden_state
+        return patches.unflatten(0, pixel_values.shape[:2])
+
+    def encode_audio(self, input_features: Tensor) -> Tensor:
+        """Log-mel [B, M, F] -> Whisper states [B, F/2, A], after the encoder's final norm."""
+        return self.audio_tower(input_features.to(self.audio_tower.dtype)).last_hidden_state
+
+    def gate_weights(self, gate_input_ids: Tensor, gate_attention_mask: Tensor) -> Tensor:
+        """Instruction tokens [B, S] -> weights [B, 3] of the video, body and face branches (softmax, float32)."""
+        hidden = self.bert(gate_input_ids, attention_mask=gate_attention_mask).last_hidden_state
+        return self.gate(hidden[:, 0]).softmax(dim=-1, dtype=torch.float32)
+
+    def video_tokens(
+        self, vision_features: Tensor, gate_input_ids: Tensor, gate_attention_mask: Tensor
+    ) -> Tensor:
+        """SigLIP patches [B, T, N, V] and the gate's text -> fused video tokens [B, L, D]."""
+        return self.projector(vision_features, self.gate_weights(gate_input_ids, gate_attention_mask))
+
+    def audio_tokens(self, audio_features: Tensor) -> Tensor:
+        """Whisper states [B, F/2, A] -> audio tokens [B, L, D], L = floor(F/2 / audio_pool)."""
+        pooled = F.avg_pool1d(audio_features.transpose(1, 2), self.config.audio_pool).transpose(1, 2)
+        return self.audio_projector(pooled)
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        vision_features: Tensor | None = None,
+        input_features: Tensor | None = None,
+        audio_features: Tensor | None = None,
+        gate_input_ids: Tensor | None = None,
+        gate_attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Token embeddings with the media's tokens in the placeholders' places.
+
+        Row b of every media tensor belongs to row b of ``input_ids``; rows without a placeholder of that kind are not
+        run through its tower.
+
+        Args:
+            input_ids: [B, S] with one placeholder a feature, as the processor writes them.
+            pixel_values: [B, T, 3, H, W], or ``vision_features`` [B, T, N, V] in its place.
+            input_features: [B, M, F], or ``audio_features`` [B, F/2, A] in its place.
+            gate_input_ids: [B, S'] tokens of the gate's tokenizer, with ``gate_attention_mask``.
+
+        Returns:
+            [B, S, D].
+
+        Raises:
+            ValueError: when placeholders and features differ in number, or the gate's text is missing.
+        """
+        video_mask = (input_ids == self.config.video_token_id) | (input_ids == self.config.image_token_id)
+        audio_mask = input_ids == self.config.audio_token_id
+        # A placeholder's own id may lie beyond the embedding table; its row is overwritten below.
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(video_mask | audio_mask, 0))
+
+        has_video = placeholder_rows(
+            video_mask, self.config.num_video_tokens, pixel_values, vision_features, "video"
+        )
+        if has_video is not None:
+            if gate_input_ids is None or gate_attention_mask is None:
+                raise ValueError("a prompt with <video> needs gate_input_ids and gate_attention_mask")
+            if vision_features is None:
+                vision_features = self.encode_frames(pixel_values[has_video])
+            else:
+                vision_features = vision_features[has_video].to(embeds.dtype)
+            tokens = self.video_tokens(
+                vision_features, gate_input_ids[has_video], gate_attention_mask[has_video]
+            )
+            embeds = embeds.masked_scatter(video_mask.unsqueeze(-1), tokens.to(embeds.dtype))
+
+        has_audio = placeholder_rows(
+            audio_mask, self.config.num_audio_tokens, input_features, audio_features, "audio"
+        )
+        if has_audio is not None:
+            if audio_features is None:
+                audio_features = self.encode_audio(input_features[has_audio])
+            else:
+                audio_features = audio_features[has_audio].to(embeds.dtype)
+            tokens = self.audio_tokens(audio_features)
+            embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), tokens.to(embeds.dtype))
+        return embeds
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Runs the language model over text and media; the media inputs are those of :meth:`embed`."""
+        media = {name: kwargs.pop(name, None) for name in MEDIA_INPUTS}
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            if input_ids.shape[1] > 1:
+                inputs_embeds = self.embed(input_ids, **media)
+            else:  # A decoding step: no placeholder can be there, and no look at values keeps it compilable.
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+
+
+class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixin):
+    """HumanOmni with its vocabulary head: ``<think>explanation</think>\\n<answer>emotion</answer>`` from a clip."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: HumanOmniConfig) -> None:
+        super().__init__(config)
+        self.model = HumanOmniModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def set_trainable(self, parts: Iterable[str]) -> None:
+        """Trains the named parts (keys of :data:`PARTS`) and freezes all others.
+
+        Raises:
+            ValueError: for a name that is no part.
+        """
+        parts = tuple(parts)
+        if unknown := [part for part in parts if part not in PARTS]:
+            raise ValueError(f"unknown parts {unknown}; a HumanOmni model has {', '.join(PARTS)}")
+        prefixes = tuple(prefix for part in parts for prefix in PARTS[part])
+        for name, parameter in self.named_parameters():
+            # Whisper's sinusoidal positions are constants that happen to be stored as a parameter.
+            parameter.requires_grad_(name.startswith(prefixes) and "audio_tower.embed_positions" not in name)
+        self.train(self.training)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        pixel_values: Tensor | None = None,
+        vision_features: Tensor | None = None,
+        input_features: Tensor | None = None,
+        audio_features: Tensor | None = None,
+        gate_input_ids: Tensor | None = None,
+        gate_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> HumanOmniOutput:
+        """Next-token logits and, with labels, the shifted cross-entropy.
+
+        Args:
+            input_ids: [B, S]; the media inputs are those of :meth:`HumanOmniModel.embed`.
+            labels: [B, S], -100 where no loss is wanted; the mean runs over the others (or ``num_items_in_batch``).
+            logits_to_keep: the last positions to compute logits for (0: all), or their indices.
+
+        Raises:
+            ValueError: when placeholders and features differ in number.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            vision_features=vision_features,
+            input_features=input_features,
+            audio_features=audio_features,
+            gate_input_ids=gate_input_ids,
+            gate_attention_mask=gate_attention_mask,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **kwargs)
+        return HumanOmniOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The library's inputs; once the prompt is in the cache, without the media."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration:
+            for name in MEDIA_INPUTS:
+                inputs.pop(name, None)
+        return inputs
+
+
+def placeholder_rows(
+    mask: Tensor, tokens_per_clip: int, raw: Tensor | None, encoded: Tensor | None, kind: str
+) -> Tensor | None:
+    """Rows [B] (bool) that hold the placeholders of one clip, or None when no row does.
+
+    Raises:
+        ValueError: when a row holds another number than ``tokens_per_clip``, when there are placeholders and neither raw
+            nor encoded features, or features and no placeholder.
+    """
+    counts = mask.sum(dim=1).tolist()
+    features = raw if raw is not None else encoded
+    if features is None:
+        if any(counts):
+            raise ValueError(
+                f"the prompts hold {counts} <{kind}> placeholders a row but no {kind} features came with them: "
+                "pass the processor's media outputs to every forward"
+            )
+        return None
+    if features.shape[0] != mask.shape[0]:
+        raise ValueError(f"{features.shape[0]} rows of {kind} features for {mask.shape[0]} prompts")
+    if any(count not in (0, tokens_per_clip) for count in counts) or not any(counts):
+        raise ValueError(
+            f"the prompts hold {counts} <{kind}> placeholders a row and the features make {tokens_per_clip} tokens a "
+            "clip: prepare prompts and media with the same processor"
+        )
+    return mask.any(dim=1)
+
+
+AutoModelForCausalLM.register(HumanOmniConfig, HumanOmniForConditionalGeneration)
