@@ -68,9 +68,7 @@ class HumanOmniConfig(PreTrainedConfig):
                 setattr(self, name, config_class(**(value or {})))
         self.vision_config.vision_use_head = False
         if self.projector_type not in PROJECTOR_TYPES:
-            raise ValueError(
-                f"projector_type is {self.projector_type!r}; known are {', '.join(PROJECTOR_TYPES)}"
-            )
+            raise ValueError(f"projector_type is {self.projector_type!r}; known are {', '.join(PROJECTOR_TYPES)}")
         if self.token_grid_size != -(-self.patch_grid_size // 2):
             raise ValueError(
                 f"projector_type {self.projector_type!r} does not fit a grid of {self.patch_grid_size} x "

@@ -119,9 +119,7 @@ def native_config(
             raise ConversionError(f"config.json has {key} = {legacy[key]!r}; only {expected!r} is known")
     vision = SiglipVisionConfig(**{**vision.to_dict(), "num_hidden_layers": vision.num_hidden_layers - 1})
     text_fields = {
-        k: v
-        for k, v in legacy.items()
-        if not k.startswith("mm_") and k not in ("model_type", "architectures")
+        k: v for k, v in legacy.items() if not k.startswith("mm_") and k not in ("model_type", "architectures")
     }
     text = Qwen2Config(**text_fields)
     return HumanOmniConfig(
@@ -193,9 +191,7 @@ def convert(
     return report
 
 
-def _converted_tensors(
-    legacy: Path, config: HumanOmniConfig, report: ConversionReport
-) -> Iterator[tuple[str, Tensor]]:
+def _converted_tensors(legacy: Path, config: HumanOmniConfig, report: ConversionReport) -> Iterator[tuple[str, Tensor]]:
     files = sorted(legacy.glob("*.safetensors"))
     if not files:
         raise ConversionError(f"{legacy} holds no .safetensors file")

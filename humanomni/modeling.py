@@ -125,9 +125,7 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
         hidden = self.bert(gate_input_ids, attention_mask=gate_attention_mask).last_hidden_state
         return self.gate(hidden[:, 0]).softmax(dim=-1, dtype=torch.float32)
 
-    def video_tokens(
-        self, vision_features: Tensor, gate_input_ids: Tensor, gate_attention_mask: Tensor
-    ) -> Tensor:
+    def video_tokens(self, vision_features: Tensor, gate_input_ids: Tensor, gate_attention_mask: Tensor) -> Tensor:
         """SigLIP patches [B, T, N, V] and the gate's text -> fused video tokens [B, L, D]."""
         return self.projector(vision_features, self.gate_weights(gate_input_ids, gate_attention_mask))
 
@@ -168,9 +166,7 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
         # A placeholder's own id may lie beyond the embedding table; its row is overwritten below.
         embeds = self.get_input_embeddings()(input_ids.masked_fill(video_mask | audio_mask, 0))
 
-        has_video = placeholder_rows(
-            video_mask, self.config.num_video_tokens, pixel_values, vision_features, "video"
-        )
+        has_video = placeholder_rows(video_mask, self.config.num_video_tokens, pixel_values, vision_features, "video")
         if has_video is not None:
             if gate_input_ids is None or gate_attention_mask is None:
                 raise ValueError("a prompt with <video> needs gate_input_ids and gate_attention_mask")
@@ -178,14 +174,10 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
                 vision_features = self.encode_frames(pixel_values[has_video])
             else:
                 vision_features = vision_features[has_video].to(embeds.dtype)
-            tokens = self.video_tokens(
-                vision_features, gate_input_ids[has_video], gate_attention_mask[has_video]
-            )
+            tokens = self.video_tokens(vision_features, gate_input_ids[has_video], gate_attention_mask[has_video])
             embeds = embeds.masked_scatter(video_mask.unsqueeze(-1), tokens.to(embeds.dtype))
 
-        has_audio = placeholder_rows(
-            audio_mask, self.config.num_audio_tokens, input_features, audio_features, "audio"
-        )
+        has_audio = placeholder_rows(audio_mask, self.config.num_audio_tokens, input_features, audio_features, "audio")
         if has_audio is not None:
             if audio_features is None:
                 audio_features = self.encode_audio(input_features[has_audio])
@@ -308,9 +300,7 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         """The library's inputs; once the prompt is in the cache, without the media."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration:
             for name in MEDIA_INPUTS:
                 inputs.pop(name, None)

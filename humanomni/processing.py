@@ -50,9 +50,7 @@ class HumanOmniProcessor(ProcessorMixin):
         self.num_video_tokens = num_video_tokens
         self.num_audio_tokens = num_audio_tokens
         self.frame_fit = frame_fit
-        super().__init__(
-            image_processor, feature_extractor, tokenizer, gate_tokenizer, chat_template=chat_template
-        )
+        super().__init__(image_processor, feature_extractor, tokenizer, gate_tokenizer, chat_template=chat_template)
 
     @property
     def placeholder_ids(self) -> list[int]:
@@ -163,9 +161,7 @@ class HumanOmniProcessor(ProcessorMixin):
     def media_inputs(self, text: Sequence[str], clips: Sequence[Clip | None]) -> dict[str, Tensor]:
         """pixel_values and input_features of a batch, each present when any row asks for it (others get zeros)."""
         frames = [
-            None
-            if not _asks(one, VIDEO_TOKEN, IMAGE_TOKEN)
-            else self.pixel_values(_required(clip, "frames", one))
+            None if not _asks(one, VIDEO_TOKEN, IMAGE_TOKEN) else self.pixel_values(_required(clip, "frames", one))
             for one, clip in zip(text, clips, strict=True)
         ]
         mels = [

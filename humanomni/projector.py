@@ -139,7 +139,5 @@ class ThreeBranchProjector(nn.Module):
         """
         grid = (self.patch_grid_size,) * 2
         patches_BTVPP = features_BTNV.transpose(2, 3).unflatten(3, grid)
-        branches = torch.stack(
-            [branch(patches_BTVPP) for branch in (self.video, self.body, self.face)], dim=1
-        )
+        branches = torch.stack([branch(patches_BTVPP) for branch in (self.video, self.body, self.face)], dim=1)
         return torch.einsum("bk,bkld->bld", gate_B3.to(branches.dtype), branches)

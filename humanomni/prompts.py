@@ -51,9 +51,7 @@ def user_content(question: str, modality: str = "video_audio") -> str:
     return "".join(_WRAPPED[kind] for kind in MODALITIES[modality]) + strip_media_tags(question)
 
 
-def conversation(
-    question: str, video: str | None = None, modality: str = "video_audio"
-) -> list[dict[str, Any]]:
+def conversation(question: str, video: str | None = None, modality: str = "video_audio") -> list[dict[str, Any]]:
     """A one-turn conversation whose media parts carry the clip's path: what the GRPO data set holds."""
     media = [{"type": kind, kind: video} for kind in MODALITIES[modality]]
     return [{"role": "user", "content": [*media, {"type": "text", "text": strip_media_tags(question)}]}]
