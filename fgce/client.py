@@ -77,10 +77,14 @@ class FgceClient:
         gen_explanation: bool = False,
     ) -> ScoreResponse:
         """One result an item, in order; never raises for anything that the server does or fails to do."""
-        items = list(items)
+        request = ScoreRequest(items=list(items), score_mode=score_mode, gen_explanation=gen_explanation)
+        return await self.score_request(request)
+
+    async def score_request(self, request: ScoreRequest) -> ScoreResponse:
+        """`score` for a request that is made already."""
+        items = request.items
         if not items:
             return ScoreResponse(rubric=None, judge=None, results=[])
-        request = ScoreRequest(items=items, score_mode=score_mode, gen_explanation=gen_explanation)
         try:
             async with asyncio.timeout(self.deadline):
                 return await self._with_retries(request)
@@ -164,6 +168,10 @@ def _refusal(answer: httpx.Response) -> _NoAnswerError:
     if answer.status_code in RETRIED_STATUS:
         return _NoAnswerError(MissingReason.SERVER_ERROR, detail)
     return _NoAnswerError(MissingReason.REFUSED, detail, final=True)
+
+
+def _worth_retrying(error: BaseException) -> bool:
+    return isinstance(error, _NoAnswerError) and not error.final
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -1,0 +1,8 @@
+"""Command line of the evaluator: python -m fgce serve | score."""
+
+import sys
+
+from fgce.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

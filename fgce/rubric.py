@@ -1,0 +1,115 @@
+"""The rubric as data: taxonomy, criteria and weights, with a version and a hash (fgce/rubric.yaml)."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fgce.schema import SCALES, Function, Modality, RubricInfo, ScoreMode
+
+DEFAULT_RUBRIC = Path(__file__).with_name("rubric.yaml")
+
+
+class RubricError(ValueError):
+    """A rubric file is unusable; the message names the file, the line and the mend."""
+
+
+class Label(BaseModel):
+    """A function or a modality: what it means and what a sentence that has it weighs."""
+
+    model_config = ConfigDict(extra="forbid")
+    definition: Annotated[str, Field(min_length=1)]
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Rubric(BaseModel):
+    """Both steps' instructions and the weights of the sample-level score.
+
+    The labels and scales are FG-CE's and fixed; wording, criteria and weights are the file's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    version: Annotated[str, Field(min_length=1)]
+    functions: dict[Function, Label]
+    modalities: dict[Modality, Label]
+    modality_rules: list[str]
+    scoring_rules: list[str]
+    criteria: dict[ScoreMode, dict[Function, dict[int, str]]]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        _same_keys("functions", self.functions, get_args(Function))
+        _same_keys("modalities", self.modalities, get_args(Modality))
+        _same_keys("criteria", self.criteria, get_args(ScoreMode))
+        labels: list[tuple[str, Label]] = [*self.functions.items(), *self.modalities.items()]
+        weightless = [name for name, label in labels if not label.weight]
+        if weightless != ["others"]:
+            raise ValueError(f"'others' alone must weigh 0, since it alone has no score; found {weightless}")
+        for mode, functions in self.criteria.items():
+            low, high = SCALES[mode]
+            _same_keys(f"criteria.{mode}", functions, [name for name in self.functions if name != "others"])
+            for function, levels in functions.items():
+                _same_keys(f"criteria.{mode}.{function}", levels, range(low, high + 1))
+        return self
+
+    def weight(self, function: Function, modality: Modality) -> float:
+        """w_j = w_function * w_modality."""
+        return self.functions[function].weight * self.modalities[modality].weight
+
+    @cached_property
+    def info(self) -> RubricInfo:
+        """Version and hash. The hash is of the content: comments and layout of the file do not change it."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return RubricInfo(version=self.version, sha256=hashlib.sha256(content.encode()).hexdigest())
+
+
+def load_rubric(path: Path = DEFAULT_RUBRIC) -> Rubric:
+    """Reads and checks a rubric file.
+
+    Raises:
+        RubricError: the file is missing, is not YAML, or breaks the rubric's form.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        return Rubric.model_validate(yaml.safe_load(text))
+    except OSError as error:
+        raise RubricError(
+            f"{path}: cannot be read: {error.strerror}; give the path of a rubric file"
+        ) from error
+    except yaml.YAMLError as error:
+        raise RubricError(f"{path}: not YAML: {error}") from error
+    except ValidationError as error:
+        problems = [
+            f"{path}:{_line_of(tree, problem['loc'])}: {'.'.join(map(str, problem['loc'])) or 'rubric'}: "
+            f"{problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        ]
+        raise RubricError("\n".join(problems)) from error
+
+
+def _same_keys(where: str, found: Any, wanted: Any) -> None:
+    missing = [key for key in wanted if key not in found]
+    surplus = [key for key in found if key not in wanted]
+    if missing or surplus:
+        raise ValueError(f"{where}: missing {missing}, not expected {surplus}")
+
+
+def _line_of(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:
+    """The line of the deepest node on the way to `loc` that the file has, counted from 1."""
+    line = node.start_mark.line if node else 0
+    for step in loc:
+        children: list[tuple[yaml.Node, yaml.Node]] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [pair for pair in node.value if pair[0].value == str(step)]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            children = [(node.value[step], node.value[step])]
+        if not children:
+            break
+        key, node = children[0]
+        line = key.start_mark.line
+    return line + 1
