@@ -27,9 +27,7 @@ def aggregate(
     if lost and (not scored or lost.total() > max_missing_share * len(sentences)):
         reason = min(lost, key=lambda r: (-lost[r], r))
         detail = f"{lost.total()} of {len(sentences)} sentences have no score"
-        return ExplanationScore(
-            id=id, status="missing", reason=reason, detail=detail, flags=flags, sentences=sentences
-        )
+        return ExplanationScore(id=id, status="missing", reason=reason, detail=detail, flags=flags, sentences=sentences)
     if not scored:
         return ExplanationScore(
             id=id,

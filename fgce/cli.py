@@ -41,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", type=Path, help="YAML file of settings, such as configs/fgce/lexicon.yaml"
-    )
+    parser.add_argument("--config", type=Path, help="YAML file of settings, such as configs/fgce/lexicon.yaml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting that overrides the file's"
     )
@@ -68,15 +66,9 @@ def _score_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("input", type=Path, help=".jsonl or .csv")
     parser.add_argument("--output", type=Path, required=True, help="JSONL, one result a line")
     parser.add_argument("--url", help="server to ask; without it the configured judge runs in this process")
-    parser.add_argument(
-        "--explanation", default="think_text", help="column of the explanation (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--emotion", default="pred", help="column of the predicted emotion (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--id", default="id", help="column of the id (default: %(default)s); else the line number"
-    )
+    parser.add_argument("--explanation", default="think_text", help="column of the explanation (default: %(default)s)")
+    parser.add_argument("--emotion", default="pred", help="column of the predicted emotion (default: %(default)s)")
+    parser.add_argument("--id", default="id", help="column of the id (default: %(default)s); else the line number")
     parser.add_argument("--batch", type=int, default=64, help="explanations a request (default: %(default)s)")
     parser.set_defaults(run=_score)
 

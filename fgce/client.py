@@ -89,9 +89,7 @@ class FgceClient:
             async with asyncio.timeout(self.deadline):
                 return await self._with_retries(request)
         except TimeoutError:
-            failure = _NoAnswerError(
-                MissingReason.TIMEOUT, f"no answer from {self.url} within {self.deadline:g} s"
-            )
+            failure = _NoAnswerError(MissingReason.TIMEOUT, f"no answer from {self.url} within {self.deadline:g} s")
         except _NoAnswerError as error:
             failure = error
         logger.warning("FG-CE: %d explanations are missing: %s", len(items), failure)
@@ -117,9 +115,7 @@ class FgceClient:
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(
-                lambda error: isinstance(error, _NoAnswerError) and not error.final
-            ),
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, _NoAnswerError) and not error.final),
             stop=tenacity.stop_after_attempt(self.attempts),
             wait=_wait,
             reraise=True,
@@ -146,9 +142,7 @@ class FgceClient:
             detail = f"{self.url}: the answer is not a score response: {error.errors()[0]['msg']}"
             raise _NoAnswerError(MissingReason.BAD_RESPONSE, detail) from error
         if [result.id for result in scored.results] != [item.id for item in request.items]:
-            raise _NoAnswerError(
-                MissingReason.BAD_RESPONSE, f"{self.url}: the answer's ids are not the request's"
-            )
+            raise _NoAnswerError(MissingReason.BAD_RESPONSE, f"{self.url}: the answer's ids are not the request's")
         return scored
 
 
@@ -162,9 +156,7 @@ def score(
 def _refusal(answer: httpx.Response) -> _NoAnswerError:
     detail = f"{answer.url}: HTTP {answer.status_code} {answer.text[:200]}"
     if answer.status_code in {429, 503}:
-        return _NoAnswerError(
-            MissingReason.OVERLOADED, detail, retry_after=_seconds(answer.headers.get("Retry-After"))
-        )
+        return _NoAnswerError(MissingReason.OVERLOADED, detail, retry_after=_seconds(answer.headers.get("Retry-After")))
     if answer.status_code in RETRIED_STATUS:
         return _NoAnswerError(MissingReason.SERVER_ERROR, detail)
     return _NoAnswerError(MissingReason.REFUSED, detail, final=True)

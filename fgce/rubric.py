@@ -78,9 +78,7 @@ def load_rubric(path: Path = DEFAULT_RUBRIC) -> Rubric:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         return Rubric.model_validate(yaml.safe_load(text))
     except OSError as error:
-        raise RubricError(
-            f"{path}: cannot be read: {error.strerror}; give the path of a rubric file"
-        ) from error
+        raise RubricError(f"{path}: cannot be read: {error.strerror}; give the path of a rubric file") from error
     except yaml.YAMLError as error:
         raise RubricError(f"{path}: not YAML: {error}") from error
     except ValidationError as error:

@@ -60,10 +60,7 @@ class Scorer:
     ) -> list[SentenceScore]:
         """Both steps for each sentence, all at once: batching is the judge's affair."""
         return await asyncio.gather(
-            *(
-                self._score_sentence(text, explanation, predicted_emotion, mode, gen_explanation)
-                for text in sentences
-            )
+            *(self._score_sentence(text, explanation, predicted_emotion, mode, gen_explanation) for text in sentences)
         )
 
     async def _score_item(self, item: ScoreItem, mode: ScoreMode, gen_explanation: bool) -> ExplanationScore:
@@ -108,8 +105,6 @@ class Scorer:
         )
         low, high = SCALES[mode]
         if not low <= rating.score <= high:
-            raise JudgeError(
-                MissingReason.OUT_OF_RANGE, f"score {rating.score} is not on the scale {low}..{high}"
-            )
+            raise JudgeError(MissingReason.OUT_OF_RANGE, f"score {rating.score} is not on the scale {low}..{high}")
         result.score, result.explanation = rating.score, rating.explanation
         result.weight = self.rubric.weight(label.function, label.modality)

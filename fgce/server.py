@@ -35,9 +35,7 @@ def create_app(config: FgceConfig, scorer: Scorer | None = None) -> FastAPI:
     """
     scorer = scorer or make_scorer(config)
     metrics = Metrics()
-    app = FastAPI(
-        title="FG-CE", description="Fine-Grained Coherence Evaluator", version=scorer.rubric.version
-    )
+    app = FastAPI(title="FG-CE", description="Fine-Grained Coherence Evaluator", version=scorer.rubric.version)
 
     @app.middleware("http")
     async def _measure(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:

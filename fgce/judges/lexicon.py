@@ -67,9 +67,7 @@ class LexiconJudge:
         reading = self._read(sentence)
         score, why = _rate(reading, function, emotion, self._lexicon)
         if function != "conclusion" and len(sentence) > 10 and explanation.count(sentence) > 1:
-            score, why = _lower(
-                (score, why), (1 if function == "information extraction" else 2, "said before")
-            )
+            score, why = _lower((score, why), (1 if function == "information extraction" else 2, "said before"))
         if mode == "binary":
             score = int(score >= _PASS)
         return SentenceRating(score, f"{why[0].upper()}{why[1:]}." if gen_explanation else None)
@@ -84,8 +82,7 @@ def foreign_language(text: str, lexicon: Lexicon) -> str | None:
         return "a non-Latin script"
     words = tokens_of(fold(text))
     counts = {
-        language: sum(word in stop_words for word in words)
-        for language, stop_words in lexicon.stop_words.items()
+        language: sum(word in stop_words for word in words) for language, stop_words in lexicon.stop_words.items()
     }
     english = counts.pop("en")
     language = max(counts, key=lambda name: counts[name])

@@ -208,9 +208,7 @@ _WORD_LISTS = {
 
 
 def _cue(name: str, modality: Modality, entry: Mapping[str, Any], emotions: Iterable[str]) -> Cue:
-    support = {
-        emotion: strength for level, strength in _STRENGTHS.items() for emotion in entry.get(level, ())
-    }
+    support = {emotion: strength for level, strength in _STRENGTHS.items() for emotion in entry.get(level, ())}
     unknown = set(support) - set(emotions)
     if unknown:
         raise ValueError(f"lexicon: cue '{name}' names {sorted(unknown)}, which 'emotions' does not define")

@@ -52,9 +52,7 @@ class Reading:
     denied: set[str] = field(default_factory=set)
     affects: set[str] = field(default_factory=set)
     mentioned: Counter[str] = field(default_factory=Counter)  # modalities cited without a cue
-    kinds: set[str] = field(
-        default_factory=set
-    )  # link, conclusion, hedge, person, copula, irrelevant, unspecific
+    kinds: set[str] = field(default_factory=set)  # link, conclusion, hedge, person, copula, irrelevant, unspecific
     parts: bool = False
     addressed: bool = False
     hits: int = 0

@@ -11,9 +11,7 @@ RUBRIC = load_rubric()
 
 def scored(function: Function, modality: Modality, score: int) -> SentenceScore:
     weight = RUBRIC.weight(function, modality)
-    return SentenceScore(
-        text="x", status="ok", function=function, modality=modality, score=score, weight=weight
-    )
+    return SentenceScore(text="x", status="ok", function=function, modality=modality, score=score, weight=weight)
 
 
 def missing(reason: MissingReason = MissingReason.TIMEOUT) -> SentenceScore:
@@ -57,9 +55,7 @@ def test_others_do_not_move_the_score():
 def test_half_missing_is_partial_and_more_is_missing_never_a_number():
     half = aggregate("a", [scored("conclusion", "visual", 4), missing()])
     assert (half.status, half.score, half.flags) == ("ok", 4, ["partial", "timeout"])
-    most = aggregate(
-        "a", [scored("conclusion", "visual", 4), missing(), missing(MissingReason.JUDGE_ERROR), missing()]
-    )
+    most = aggregate("a", [scored("conclusion", "visual", 4), missing(), missing(MissingReason.JUDGE_ERROR), missing()])
     assert (most.status, most.reason, most.score, most.normalised) == ("missing", "timeout", None, None)
 
 
@@ -73,7 +69,5 @@ def test_an_unscored_rest_beside_a_failure_is_missing_not_zero():
 
 
 def test_binary_scores_are_their_own_scale():
-    result = aggregate(
-        "a", [scored("conclusion", "visual", 1), scored("conclusion", "visual", 0)], mode="binary"
-    )
+    result = aggregate("a", [scored("conclusion", "visual", 1), scored("conclusion", "visual", 0)], mode="binary")
     assert (result.score, result.normalised) == (0.5, 0.5)

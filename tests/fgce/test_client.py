@@ -1,5 +1,4 @@
-"""The client against servers that are dead, slow, overloaded, refusing or garbled: missing, with the reason.
-"""
+"""The client against servers that are dead, slow, overloaded, refusing or garbled: missing, with the reason."""
 
 import asyncio
 import json
@@ -86,11 +85,7 @@ async def test_retry_after_is_honoured():
 
     def later(request: httpx.Request) -> httpx.Response:
         times.append(time.monotonic())
-        return (
-            httpx.Response(429, headers={"Retry-After": "1"})
-            if len(times) == 1
-            else httpx.Response(200, json=GOOD)
-        )
+        return httpx.Response(429, headers={"Retry-After": "1"}) if len(times) == 1 else httpx.Response(200, json=GOOD)
 
     await client(later).score(ITEMS)
     assert times[1] - times[0] >= 1
