@@ -10,6 +10,7 @@ nothing, and an interrupted one is continued.
 
 import argparse
 import logging
+import sys
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -48,6 +49,8 @@ def main() -> None:
         rendered = build_world(WorldSpec(**arguments), output)
     except ValueError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")
     logger.info("%s is complete: %d clips rendered in %.1f s", output, rendered, time.monotonic() - start)
 
 

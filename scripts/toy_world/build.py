@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -40,13 +41,21 @@ def build_world(spec: WorldSpec, output: Path) -> int:
     missing = [clip for clip in world.clips if not (output / clip.file).exists()]
     if missing:
         logger.info("rendering %d of %d clips into %s", len(missing), len(world.clips), output / "clips")
-        actors = [world.actors[clip.actor] for clip in missing]
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=_end_with_parent) as pool:
-            done = pool.map(partial(render_clip, output=output), missing, actors, chunksize=4)
-            for _ in tqdm(done, total=len(missing), desc="toy clips", unit="clip"):
-                pass
+        _render_all(missing, world, output)
     _write_records(world, output)
     return len(missing)
+
+
+def _render_all(clips: list[Clip], world: World, output: Path) -> None:
+    actors = [world.actors[clip.actor] for clip in clips]
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=_obey_parent) as pool:
+        try:
+            done = pool.map(partial(render_clip, output=output), clips, actors, chunksize=4)
+            for _ in tqdm(done, total=len(clips), desc="toy clips", unit="clip"):
+                pass
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def render_clip(clip: Clip, actor: Actor, output: Path) -> None:
@@ -62,8 +71,9 @@ def render_clip(clip: Clip, actor: Actor, output: Path) -> None:
     part.replace(path)
 
 
-def _end_with_parent() -> None:
-    """Run in a worker: a killed parent would otherwise leave it waiting for work for ever."""
+def _obey_parent() -> None:
+    """Run in a worker: Ctrl-C is the parent's to handle, and a killed parent must not leave it waiting."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         multiprocessing.parent_process().join()

@@ -126,7 +126,8 @@ def draw_clip(
     frames = np.empty((num_frames, height, width, 3), dtype=np.uint8)
     for index in range(num_frames):
         pose = head_pose(cues.motion, index / max(num_frames - 1, 1), index, actor.fps, intensity)
-        talking = 0.05 * np.sin(np.pi * syllable_rate * index / actor.fps) ** 2
+        # Pressed lips stay shut.
+        talking = 0.05 * (1 - expression.lip_shade) * np.sin(np.pi * syllable_rate * index / actor.fps) ** 2
         picture = _draw_face(replace(expression, mouth_open=expression.mouth_open + talking), pose, actor)
         noise = rng.standard_normal(picture.shape, dtype=np.float32) * actor.picture_noise
         frames[index] = np.clip(picture + noise, 0, 255)

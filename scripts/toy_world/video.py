@@ -30,7 +30,9 @@ def write_mp4(
         video.codec_context.thread_count = 1  # threads cost more than they give on small frames
         audio = None
         if waveform is not None:
-            audio = container.add_stream("aac", rate=sample_rate, layout="mono")
+            audio = container.add_stream(
+                "aac", rate=sample_rate, layout="mono", options={"aac_coder": "fast"}
+            )
             audio.bit_rate = 64_000
         for pixels in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))

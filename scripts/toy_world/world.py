@@ -147,7 +147,8 @@ def _plan_split(
         "no_conclusion": spec.flaw_rate,
     }
     flawed = {flaw: set(rng.permutation(size)[: round(rates[flaw] * size)].tolist()) for flaw in FLAWS}
-    single_frame = next(i for i in range(size) if i not in lacking) if split == "train" else None
+    # A neutral face holds the head still: the single picture lacks nothing that it should show.
+    single_frame = emotions.index("neutral") if split == "train" else None
     for number, emotion in enumerate(emotions):
         actor = cast[number // _CLIPS_AN_ACTOR]
         lack = lacking.get(number, "")
@@ -161,7 +162,6 @@ def _plan_split(
             emotion=emotion,
             actor=actor.id,
             informative=("audio",) if lack == "face" else ("visual",) if lack else ("visual", "audio"),
-            # A single picture cannot show how the head moves.
             visual=replace(face, motion=NEUTRAL_FACE.motion) if num_frames == 1 else face,
             audio=None if lack == "track" else voice,
             visual_intensity=round(rng.uniform(0.7, 1.0), 3),
