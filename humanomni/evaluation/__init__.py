@@ -1,0 +1,1 @@
+"""Evaluation of prediction files: recognition metrics, coherence through FG-CE, and the report."""
