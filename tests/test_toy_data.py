@@ -9,8 +9,14 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 
+from fgce.judges.lexicon import LexiconJudge
+from fgce.rubric import load_rubric
+from fgce.schema import ScoreItem, ScoreRequest
+from fgce.scorer import Scorer
+from humanomni.completion import parse_completion
 from humanomni.labels import LABEL_SETS
 from humanomni.prompts import EMOTION_QUESTION
 from humanomni.records import read_records
@@ -21,9 +27,7 @@ SMALL = ("--train", "28", "--val", "7", "--test", "14")
 
 def make_world(output: Path, *flags: str) -> dict:
     """Runs the script and returns the manifest."""
-    subprocess.run(
-        [sys.executable, SCRIPT, "--output", output, *flags], check=True, capture_output=True, timeout=120
-    )
+    subprocess.run([sys.executable, SCRIPT, "--output", output, *flags], check=True, capture_output=True, timeout=120)
     return json.loads((output / "world.json").read_text())
 
 
@@ -43,9 +47,7 @@ def world(folder: Path) -> dict:
     return json.loads((folder / "world.json").read_text())
 
 
-def test_every_clip_is_h264_with_aac_unless_the_manifest_says_no_audio_track(
-    folder: Path, world: dict
-) -> None:
+def test_every_clip_is_h264_with_aac_unless_the_manifest_says_no_audio_track(folder: Path, world: dict) -> None:
     for clip in world["clips"]:
         with av.open(folder / clip["file"]) as container:
             assert container.streams.video[0].codec_context.name == "h264"
@@ -79,10 +81,23 @@ def test_the_special_clips_exist(world: dict) -> None:
         assert any(clip["informative"] == ["audio"] for clip in clips)
 
 
+def test_cues_can_be_heard_and_seen(folder: Path, world: dict) -> None:
+    levels: dict[str, list[float]] = {"loud": [], "moderate": [], "quiet": []}
+    changes: dict[str, list[float]] = {}
+    for clip in world["clips"]:
+        with av.open(folder / clip["file"]) as container:
+            frames = [frame.to_ndarray(format="gray").astype(float) for frame in container.decode(video=0)]
+        changes.setdefault(clip["visual"]["motion"], []).append(np.abs(np.diff(frames, axis=0)).sum() / len(frames))
+        if clip["audio"]:
+            with av.open(folder / clip["file"]) as container:
+                sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+            levels[clip["audio"]["loudness"]].append(20 * np.log10(np.sqrt(np.mean(sound**2))))
+    assert np.mean(levels["loud"]) - 6 > np.mean(levels["moderate"]) > np.mean(levels["quiet"]) + 6  # dB
+    assert np.mean(changes["trembling"]) > 2 * np.mean(changes["still"])
+
+
 def test_splits_share_no_actor_and_are_balanced(world: dict) -> None:
-    cast = {
-        s: {clip["actor"] for clip in world["clips"] if clip["split"] == s} for s in ("train", "val", "test")
-    }
+    cast = {s: {clip["actor"] for clip in world["clips"] if clip["split"] == s} for s in ("train", "val", "test")}
     assert len(cast["train"] | cast["val"] | cast["test"]) == sum(len(actors) for actors in cast.values())
     for split, each in (("train", 4), ("val", 1), ("test", 2)):
         counts = Counter(clip["emotion"] for clip in world["clips"] if clip["split"] == split)
@@ -119,21 +134,28 @@ def test_explanations_have_the_flaws_that_were_asked_for(folder: Path, world: di
         assert 3 <= text.count(".") <= 5
 
 
-def test_without_flaws_every_explanation_concludes(tmp_path: Path) -> None:
-    make_world(tmp_path, "--train", "14", "--val", "7", "--test", "7", "--flaw_rate", "0")
-    for record in read_records(tmp_path / "sft_train.jsonl"):
-        text = record.target
-        assert "Overall" in text
-        assert "In the picture" not in text
+async def test_the_flaws_cost_coherence(folder: Path, world: dict, tmp_path: Path) -> None:
+    async def coherence(of: Path, ids: set[str]) -> float:
+        records = [record for record in read_records(of / "sft_train.jsonl") if record.id in ids]
+        items = [
+            ScoreItem(id=record.id, explanation=parse_completion(record.target).think, predicted_emotion=record.label)
+            for record in records
+        ]
+        response = await Scorer(LexiconJudge(), load_rubric()).score(ScoreRequest(items=items))
+        return float(np.mean([result.normalised for result in response.results]))
+
+    flawed = {clip["id"] for clip in world["clips"] if clip["split"] == "train" and clip["flaws"]}
+    clean_world = make_world(tmp_path, "--train", "14", "--val", "7", "--test", "7", "--flaw_rate", "0")
+    clean = {clip["id"] for clip in clean_world["clips"]}
+    assert await coherence(tmp_path, clean) > 0.8
+    assert await coherence(tmp_path, clean) > await coherence(folder, flawed) + 0.2
 
 
 def test_a_seed_decides_every_byte(folder: Path, tmp_path: Path) -> None:
     make_world(tmp_path / "again", *SMALL)
     assert contents(tmp_path / "again") == contents(folder)
     make_world(tmp_path / "other", "--train", "14", "--val", "7", "--test", "7", "--seed", "5")
-    assert (tmp_path / "other/clips/train_0000.mp4").read_bytes() != (
-        folder / "clips/train_0000.mp4"
-    ).read_bytes()
+    assert (tmp_path / "other/clips/train_0000.mp4").read_bytes() != (folder / "clips/train_0000.mp4").read_bytes()
 
 
 def test_a_second_run_renders_nothing(folder: Path) -> None:
@@ -152,8 +174,10 @@ def test_a_killed_run_is_continued(folder: Path, tmp_path: Path) -> None:
     )
     while process.poll() is None and len(list((tmp_path / "clips").glob("*.mp4"))) < 3:
         time.sleep(0.02)
+    workers = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
+    assert psutil.wait_procs(workers, timeout=10)[1] == [], "workers outlive the killed script"
     make_world(tmp_path, *SMALL)
     assert contents(tmp_path) == contents(folder)
 
@@ -167,8 +191,6 @@ def test_other_flags_replace_the_clips_of_the_old_world(folder: Path, tmp_path: 
 
 @pytest.mark.parametrize(("flag", "value"), [("--val", "3"), ("--flaw_rate", "1.5")])
 def test_a_wrong_flag_is_explained(tmp_path: Path, flag: str, value: str) -> None:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--output", tmp_path, flag, value], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, SCRIPT, "--output", tmp_path, flag, value], capture_output=True, text=True)
     assert done.returncode == 2
     assert f"{flag} {value}" in done.stderr

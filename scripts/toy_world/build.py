@@ -106,9 +106,7 @@ def _drop_other_world(output: Path, fingerprint: str) -> None:
         old = json.loads(path.read_text(encoding="utf-8"))
         files = [] if old["fingerprint"] == fingerprint else [clip["file"] for clip in old["clips"]]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a manifest of this script ({error!r}): choose another --output"
-        ) from error
+        raise ValueError(f"{path} is not a manifest of this script ({error!r}): choose another --output") from error
     if files:
         logger.info("%s holds another world (flags or code differ): making it anew", output)
     for file in files:
@@ -121,9 +119,7 @@ def _write_records(world: World, output: Path) -> None:
         clips = world.of_split(split)
         _write_jsonl(output / f"sft_{split}.jsonl", (_record(clip, explained[clip.id]) for clip in clips))
     for name, split in (("grpo_train", "train"), ("val", "val"), ("test", "test")):
-        _write_jsonl(
-            output / f"{name}.jsonl", (_record(clip, clip.emotion) for clip in world.of_split(split))
-        )
+        _write_jsonl(output / f"{name}.jsonl", (_record(clip, clip.emotion) for clip in world.of_split(split)))
 
 
 def _explained(clip: Clip, actor: Actor) -> str:

@@ -79,7 +79,7 @@ _HEARD = {
     },
     "tremor": {
         "none": Phrase("the voice is even", "the even voice"),
-        "trembling": Phrase("the voice is trembling", "the trembling voice"),
+        "trembling": Phrase("the tone is trembling", "the trembling tone"),
     },
 }
 _READING = {
@@ -160,11 +160,7 @@ def _telling_names(
     cues: VisualCues | AudioCues, pattern: VisualCues | AudioCues, neutral: VisualCues | AudioCues
 ) -> list[str]:
     true, expected, plain = asdict(cues), asdict(pattern), asdict(neutral)
-    return [
-        name
-        for name in true
-        if true[name] == expected[name] and (expected == plain or true[name] != plain[name])
-    ]
+    return [name for name in true if true[name] == expected[name] and (expected == plain or true[name] != plain[name])]
 
 
 def _sentence(text: str) -> str:

@@ -11,9 +11,7 @@ _AAC_FRAME = 1024  # samples
 _X264 = {"preset": "veryfast", "crf": "20", "x264-params": "mbtree=0"}
 
 
-def write_mp4(
-    path: Path, frames: np.ndarray, fps: int, waveform: np.ndarray | None, sample_rate: int
-) -> None:
+def write_mp4(path: Path, frames: np.ndarray, fps: int, waveform: np.ndarray | None, sample_rate: int) -> None:
     """Encodes one clip; the same input gives the same bytes on the same machine and libraries.
 
     Args:
@@ -30,9 +28,7 @@ def write_mp4(
         video.codec_context.thread_count = 1  # threads cost more than they give on small frames
         audio = None
         if waveform is not None:
-            audio = container.add_stream(
-                "aac", rate=sample_rate, layout="mono", options={"aac_coder": "fast"}
-            )
+            audio = container.add_stream("aac", rate=sample_rate, layout="mono", options={"aac_coder": "fast"})
             audio.bit_rate = 64_000
         for pixels in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))

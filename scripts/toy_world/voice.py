@@ -47,11 +47,7 @@ def synthesise(
     envelope = envelope * (1 - 0.4 * tremor * (1 + wobble))
     effort = np.log2(_blend(_LOUDNESS, cues.loudness, "moderate", intensity) / _LOUDNESS["moderate"])
     # A raised voice sits higher in the throat and is brighter; a quiet one loses its overtones.
-    formants = (
-        formants
-        * actor.formant_scale
-        * _blend({"low": 0.93, "mid": 1.0, "high": 1.1}, cues.pitch, "mid", 1.0)
-    )
+    formants = formants * actor.formant_scale * _blend({"low": 0.93, "mid": 1.0, "high": 1.1}, cues.pitch, "mid", 1.0)
     tilt = actor.spectral_tilt + 0.15 * effort
 
     phase = 2 * np.pi * np.cumsum(np.interp(time, control, pitch)) / actor.sample_rate

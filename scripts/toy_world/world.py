@@ -36,16 +36,12 @@ class WorldSpec:
     val: int = 56
     test: int = 112
     seed: int = 0
-    flaw_rate: float = (
-        0.57  # of irrelevant openings and of missing conclusions; half of it for contradictions
-    )
+    flaw_rate: float = 0.57  # of irrelevant openings and of missing conclusions; half of it for contradictions
 
     def __post_init__(self) -> None:
         for split in SPLITS:
             if getattr(self, split) < len(EMOTIONS):
-                raise ValueError(
-                    f"--{split} {getattr(self, split)}: a split needs a clip an emotion, {len(EMOTIONS)}"
-                )
+                raise ValueError(f"--{split} {getattr(self, split)}: a split needs a clip an emotion, {len(EMOTIONS)}")
         if not 0.0 <= self.flaw_rate <= 1.0:
             raise ValueError(f"--flaw_rate {self.flaw_rate}: a share is between 0 and 1")
 
@@ -135,9 +131,7 @@ def plan_world(spec: WorldSpec) -> World:
     return World(spec, actors, tuple(clips))
 
 
-def _plan_split(
-    spec: WorldSpec, split_index: int, split: str, size: int, cast: list[Actor]
-) -> Iterator[Clip]:
+def _plan_split(spec: WorldSpec, split_index: int, split: str, size: int, cast: list[Actor]) -> Iterator[Clip]:
     rng = np.random.default_rng([spec.seed, split_index, 1])
     emotions = list(islice(cycle(EMOTIONS), size))
     lacking = _lacking_modalities(emotions, rng)
@@ -178,9 +172,7 @@ def _lacking_modalities(emotions: list[str], rng: np.random.Generator) -> dict[i
 
     Neutral clips are left out: a neutral face is informative there.
     """
-    numbers = rng.permutation(
-        [number for number, emotion in enumerate(emotions) if emotion != "neutral"]
-    ).tolist()
+    numbers = rng.permutation([number for number, emotion in enumerate(emotions) if emotion != "neutral"]).tolist()
     lacking: dict[int, str] = {}
     for what, share in (("voice", _FACE_ONLY), ("face", _VOICE_ONLY), ("track", _NO_TRACK)):
         for _ in range(max(1, round(share * len(emotions)))):
