@@ -148,9 +148,7 @@ def _with_unique_id(record: Record, line: Line, seen: dict[str, int]) -> Record:
     if record.id not in seen:
         return record
     if "id" in line.value:
-        raise RecordError(
-            f'{line.where}: "id" {record.id!r} already stands in line {seen[record.id]}; make it unique'
-        )
+        raise RecordError(f'{line.where}: "id" {record.id!r} already stands in line {seen[record.id]}; make it unique')
     free = (f"{record.id}#{copy}" for copy in itertools.count(2))
     return dataclasses.replace(record, id=next(identity for identity in free if identity not in seen))
 
@@ -286,7 +284,5 @@ def _drop_torn_line(path: Path) -> None:
             end = start
         whole = end + block.rfind(b"\n") + 1
         if whole < size:
-            log.warning(
-                "%s: dropping a torn last line (%d bytes) of a run that was killed", path, size - whole
-            )
+            log.warning("%s: dropping a torn last line (%d bytes) of a run that was killed", path, size - whole)
             stream.truncate(whole)

@@ -20,7 +20,7 @@ from humanomni.evaluation.clips import ClipView, view_clips
 from humanomni.evaluation.coherence import CoherenceScorer
 from humanomni.evaluation.predictions import check_truths, count_failed, read_predictions
 from humanomni.evaluation.report import render_report
-from humanomni.evaluation.summary import Stage, stage_summary
+from humanomni.evaluation.summary import Stage, evaluation_summary
 from humanomni.evaluation.tables import comma_separated, markdown
 from humanomni.labels import LABEL_SETS
 from humanomni.records import RecordError, resolve_video
@@ -64,13 +64,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         )
         for name, path in files.items()
     ]
-    summary = {
-        "seed": arguments.seed,
-        "label_set": arguments.label_set,
-        "classes": classes,
-        "fgce": {"rubric": None, "judge": None} | (scorer.identity or {}) | {"message": _message(scorer, stages)},
-        "stages": [stage_summary(stage, classes, arguments.seed) for stage in stages],
-    }
+    summary = evaluation_summary(stages, arguments.label_set, classes, scorer, arguments.seed)
     _write(output / "summary.json", json.dumps(summary, indent=1))
     if "html" in arguments.format:
         _write(output / "report.html", render_report(summary, stages, _views(files, stages, arguments.data_root)))
@@ -128,19 +122,6 @@ def _stage_info(path: Path | None, names: list[str]) -> dict[str, dict[str, Any]
     if unknown:
         raise ValueError(f"{path}: unknown stages {', '.join(unknown)}; --predictions names {', '.join(names)}")
     return info
-
-
-def _message(scorer: CoherenceScorer, stages: list[Stage]) -> str | None:
-    """What a reader must know before trusting the coherence figures; None when all is well."""
-    explanations = [score for stage in stages for score in stage.scores]
-    missing = sum(score.status == "missing" for score in explanations)
-    if not missing:
-        return None
-    why = f"No FG-CE server answers ({scorer.failure})." if scorer.failure else "The judge failed on some."
-    return (
-        f"{missing} of {len(explanations)} explanations have no coherence score and are in no mean. {why} "
-        "Run the evaluation again with a server: it asks only for these."
-    )
 
 
 def _views(files: dict[str, Path], stages: list[Stage], data_root: Path | None) -> dict[str, ClipView]:

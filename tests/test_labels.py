@@ -25,9 +25,7 @@ def test_spellings_mean_one_emotion(answer: str, emotion: str) -> None:
     assert normalise_label(answer) == emotion
 
 
-@pytest.mark.parametrize(
-    "answer", ["", "3", "hungry", "sad, angry", "sadness_surprise", "not angry", "happyish"]
-)
+@pytest.mark.parametrize("answer", ["", "3", "hungry", "sad, angry", "sadness_surprise", "not angry", "happyish"])
 def test_no_single_emotion_is_unparseable(answer: str) -> None:
     assert normalise_label(answer) is None
 

@@ -22,7 +22,7 @@ class Prediction:
         predicted: the canonical predicted emotion; None when unparseable.
         answer: the predicted emotion in the model's own words; "" without an answer.
         explanation: the think text; "" without one.
-        well_formed: the raw response matches the format; None where the file keeps no raw response.
+        response: the raw response; None where the file does not keep it.
     """
 
     id: str
@@ -31,11 +31,16 @@ class Prediction:
     predicted: str | None
     answer: str
     explanation: str
-    well_formed: bool | None
+    response: str | None
 
     @property
     def correct(self) -> bool:
         return self.predicted is not None and self.predicted == self.truth
+
+    @property
+    def well_formed(self) -> bool | None:
+        """The raw response matches the format; None where there is none to look at."""
+        return None if self.response is None else parse_completion(self.response).well_formed
 
     @classmethod
     def from_json(cls, line: Line) -> Self:
@@ -64,7 +69,7 @@ class Prediction:
             predicted=None if answer is None else normalise_label(answer),
             answer=(answer or "").strip(),
             explanation=(explanation or "").strip(),
-            well_formed=None if raw is None else parsed.well_formed,
+            response=raw,
         )
 
 

@@ -98,11 +98,11 @@ def _answer(prediction: Prediction, score: ExplanationScore) -> dict[str, Any]:
         "predicted": prediction.predicted,
         "words": prediction.answer,
         "correct": prediction.correct,
-        "format": prediction.well_formed,
         "score": s_coh(score),
         "missing": score.reason if score.status == "missing" else None,
         "flags": score.flags,
         "text": "" if score.sentences else prediction.explanation,
+        "malformed": prediction.response if prediction.well_formed is False else None,
         "sentences": [
             [
                 sentence.text,

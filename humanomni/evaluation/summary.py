@@ -9,6 +9,7 @@ import numpy as np
 from fgce.schema import ExplanationScore
 from humanomni.evaluation import metrics
 from humanomni.evaluation.anatomy import coherence_summary
+from humanomni.evaluation.coherence import CoherenceScorer
 from humanomni.evaluation.predictions import Prediction
 
 STATISTICS = {"war": metrics.war, "uar": metrics.uar, "macro_f1": metrics.macro_f1}
@@ -26,6 +27,32 @@ class Stage:
     scores: list[ExplanationScore]
     failed: int = 0
     info: dict[str, Any] = field(default_factory=dict)
+
+
+def evaluation_summary(
+    stages: Sequence[Stage], label_set: str, classes: Sequence[str], scorer: CoherenceScorer, seed: int
+) -> dict[str, Any]:
+    """What summary.json holds: the stages' figures, who scored them, and a message where scores are missing."""
+    return {
+        "seed": seed,
+        "label_set": label_set,
+        "classes": list(classes),
+        "fgce": {"rubric": None, "judge": None} | (scorer.identity or {}) | {"message": _message(scorer, stages)},
+        "stages": [stage_summary(stage, classes, seed) for stage in stages],
+    }
+
+
+def _message(scorer: CoherenceScorer, stages: Sequence[Stage]) -> str | None:
+    """What a reader must know before trusting the coherence figures; None when all is well."""
+    scores = [score for stage in stages for score in stage.scores]
+    missing = sum(score.status == "missing" for score in scores)
+    if not missing:
+        return None
+    why = f"No FG-CE server answers ({scorer.failure})." if scorer.failure else "The judge failed on them."
+    return (
+        f"{missing} of {len(scores)} explanations have no coherence score and are in no mean. {why} "
+        "Run the evaluation again with a server: it asks only for these."
+    )
 
 
 def stage_summary(stage: Stage, classes: Sequence[str], seed: int) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""The evaluation command: its figures, its files, and what it says when something is wrong."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from evaluation_factory import dictated_judge, prediction, three_stages, write_predictions
+
+
+def evaluate(repo: Path, files: dict[str, Path], output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, repo / "scripts" / "evaluate.py", "--output", output, "--label_set", "toy"]
+    stages = [f"{name}={path}" for name, path in files.items()]
+    return subprocess.run([*command, "--predictions", *stages, *more], capture_output=True, text=True, check=False)
+
+
+def test_three_stages_are_measured_and_a_second_run_asks_no_judge(repo: Path, tmp_path: Path) -> None:
+    files = three_stages(tmp_path)
+    info = tmp_path / "info.json"
+    info.write_text(json.dumps({"sft": {"seconds": 12.5, "log_history": [{"step": 1, "loss": 2.0}]}}))
+    output = tmp_path / "out"
+    with dictated_judge() as judge:
+        arguments = ("--fgce_url", judge.url, "--stage_info", str(info), "--format", "html", "md", "csv")
+        first = evaluate(repo, files, output, *arguments)
+        assert first.returncode == 0, first.stderr
+        asked = judge.asked
+        before = (output / "summary.json").read_bytes()
+        assert evaluate(repo, files, output, *arguments).returncode == 0
+        assert judge.asked == asked > 0
+    assert (output / "summary.json").read_bytes() == before
+    summary = json.loads(before)
+    sft, grpo1, grpo2 = summary["stages"]
+    assert [stage["name"] for stage in summary["stages"]] == ["sft", "grpo1", "grpo2"]
+    assert summary["seed"] == 0
+    # Of 28 clips one in two, three and five is wrong; in sft clip 12 has no readable answer besides.
+    assert (sft["war"], grpo1["war"], grpo2["war"]) == pytest.approx((13 / 28, 19 / 28, 23 / 28))
+    assert sft["uar"] == pytest.approx(13 / 28)
+    assert sft["parse_rate"] == sft["format_rate"] == pytest.approx(26 / 28)
+    assert sft["s_coh"] < grpo1["s_coh"] < grpo2["s_coh"]
+    assert sft["s_coh_normalised"] == pytest.approx((sft["s_coh"] - 1) / 4)
+    assert sft["per_class"]["anger"]["support"] == 4
+    assert sft["seconds"] == 12.5
+    assert "log_history" not in sft
+    assert summary["fgce"]["judge"]["backend"] == "dictated"
+    assert summary["fgce"]["message"] is None
+    rows = list(csv.DictReader((output / "summary.csv").open()))
+    assert [float(row["war"]) for row in rows] == [stage["war"] for stage in summary["stages"]]
+    assert (output / "summary.md").read_text() == first.stdout
+    assert first.stdout.count("\n") == 5
+
+
+def test_without_a_server_the_evaluation_finishes_and_says_so(repo: Path, tmp_path: Path) -> None:
+    files = {"sft": three_stages(tmp_path)["sft"]}
+    result = evaluate(repo, files, tmp_path / "out", "--fgce_url", "http://127.0.0.1:9")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    [stage] = summary["stages"]
+    assert stage["war"] == pytest.approx(13 / 28)
+    assert stage["n_missing"] == 26
+    assert stage["missing_reasons"] == {"unreachable": 26}
+    assert "No FG-CE server answers" in summary["fgce"]["message"]
+    assert "No FG-CE server answers" in result.stderr
+    assert "No FG-CE server answers" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_clips_that_failed_and_files_of_the_authors_release(repo: Path, tmp_path: Path) -> None:
+    rows = [prediction(n, "sad", "Sad.", "She weeps. [e v 4]") for n in range(3)]
+    rows[1]["gt"] = "<think>She cries.</think>\n<answer>sad</answer>"
+    for row in rows:
+        del row["id"]
+    files = {"sft": write_predictions(tmp_path / "sft.jsonl", rows)}
+    (tmp_path / "sft.errors.jsonl").write_text('{"id": "clip-009", "error": "MediaError"}\n')
+    with dictated_judge() as judge:
+        result = evaluate(repo, files, tmp_path / "out", "--fgce_url", judge.url, "--format", "json")
+    assert result.returncode == 0, result.stderr
+    [stage] = json.loads((tmp_path / "out" / "summary.json").read_text())["stages"]
+    assert (stage["war"], stage["n"], stage["n_failed"]) == (1.0, 3, 1)
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([prediction(1, "contempt", "anger", "x")], "stage sft: true emotions outside the label set: contempt (1)"),
+        ([{"id": "a", "text": "hello"}], "sft.jsonl:1: a prediction holds"),
+        ([prediction(1, "anger", "anger", "x")] * 2, "1 ids occur more than once, the first is 'clip-001'"),
+        ([], "holds no predictions"),
+    ],
+    ids=["label set", "no prediction", "duplicate", "empty"],
+)
+def test_what_cannot_be_evaluated_is_named(repo: Path, tmp_path: Path, rows: list[dict], message: str) -> None:
+    files = {"sft": write_predictions(tmp_path / "sft.jsonl", rows)}
+    result = evaluate(repo, files, tmp_path / "out")
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
