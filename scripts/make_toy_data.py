@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from toy_world.build import build_world
-from toy_world.world import WorldSpec
+from toy_world.world import WorldError, WorldSpec
 
 logger = logging.getLogger("make_toy_data")
 
@@ -47,7 +47,7 @@ def main() -> None:
     start = time.monotonic()
     try:
         rendered = build_world(WorldSpec(**arguments), output)
-    except ValueError as error:
+    except WorldError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from here")

@@ -189,7 +189,7 @@ def test_other_flags_replace_the_clips_of_the_old_world(folder: Path, tmp_path: 
     assert contents(tmp_path) == contents(folder) | {"clips/mine.txt": b"not the script's"}
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--val", "3"), ("--flaw_rate", "1.5")])
+@pytest.mark.parametrize(("flag", "value"), [("--val", "3"), ("--flaw_rate", "1.5"), ("--seed", "-1")])
 def test_a_wrong_flag_is_explained(tmp_path: Path, flag: str, value: str) -> None:
     done = subprocess.run([sys.executable, SCRIPT, "--output", tmp_path, flag, value], capture_output=True, text=True)
     assert done.returncode == 2

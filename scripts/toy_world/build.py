@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,10 +21,9 @@ from toy_world.face import draw_clip
 from toy_world.text import explanation
 from toy_world.video import write_mp4
 from toy_world.voice import syllable_rate, synthesise
-from toy_world.world import Actor, Clip, World, WorldSpec, plan_world
+from toy_world.world import Actor, Clip, World, WorldError, WorldSpec, plan_world
 
 _MANIFEST = "world.json"
-_FACE, _VOICE = 1, 2  # purposes of a clip's random streams; 0 is its text
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ def build_world(spec: WorldSpec, output: Path) -> int:
     """Makes the world in `output`, keeping the clips that a former run with the same spec and code finished.
 
     Returns: the number of clips rendered now.
+    Raises:
+        WorldError: the folder holds a `world.json` of something else.
     """
     world = plan_world(spec)
     (output / "clips").mkdir(parents=True, exist_ok=True)
@@ -61,10 +63,10 @@ def _render_all(clips: list[Clip], world: World, output: Path) -> None:
 def render_clip(clip: Clip, actor: Actor, output: Path) -> None:
     """Draws, synthesises and encodes one clip; the file appears under its name only when it is whole."""
     heard = 0.0 if clip.audio is None else syllable_rate(clip.audio, clip.audio_intensity)
-    frames = draw_clip(clip.visual, clip.visual_intensity, actor, clip.num_frames, heard, clip.rng(_FACE))
+    frames = draw_clip(clip.visual, clip.visual_intensity, actor, clip.num_frames, heard, clip.rng("face"))
     waveform = None
     if clip.audio is not None:
-        waveform = synthesise(clip.audio, clip.audio_intensity, actor, clip.duration, clip.rng(_VOICE))
+        waveform = synthesise(clip.audio, clip.audio_intensity, actor, clip.duration, clip.rng("voice"))
     path = output / clip.file
     part = path.with_suffix(".part")
     write_mp4(part, frames, actor.fps, waveform, actor.sample_rate)
@@ -74,12 +76,12 @@ def render_clip(clip: Clip, actor: Actor, output: Path) -> None:
 def _obey_parent() -> None:
     """Run in a worker: Ctrl-C is the parent's to handle, and a killed parent must not leave it waiting."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_after, args=(multiprocessing.parent_process(),), daemon=True).start()
 
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _exit_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _manifest(world: World) -> dict:
@@ -106,7 +108,7 @@ def _drop_other_world(output: Path, fingerprint: str) -> None:
         old = json.loads(path.read_text(encoding="utf-8"))
         files = [] if old["fingerprint"] == fingerprint else [clip["file"] for clip in old["clips"]]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a manifest of this script ({error!r}): choose another --output") from error
+        raise WorldError(f"{path} is not a manifest of this script ({error!r}): choose another --output") from error
     if files:
         logger.info("%s holds another world (flags or code differ): making it anew", output)
     for file in files:

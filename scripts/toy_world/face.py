@@ -4,17 +4,15 @@ Coordinates of the face: the origin is its centre, 1 is half its width, x points
 """
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from toy_world.cues import VisualCues
-
-if TYPE_CHECKING:
-    from toy_world.world import Actor
+from toy_world.world import Actor
 
 _SUPERSAMPLING = 3  # PIL's polygons are not anti-aliased; drawing large and averaging down is
+Rgb = tuple[int, int, int]
 _LIP = (176, 52, 60)
 _DARK = (44, 20, 24)
 _WHITE = (248, 246, 240)
@@ -111,7 +109,7 @@ def head_pose(motion: str, progress: float, frame: int, fps: float, intensity: f
 def draw_clip(
     cues: VisualCues,
     intensity: float,
-    actor: "Actor",
+    actor: Actor,
     num_frames: int,
     syllable_rate: float,
     rng: np.random.Generator,
@@ -137,7 +135,7 @@ def draw_clip(
 class _Pen:
     """Draws in face coordinates on a supersampled canvas."""
 
-    def __init__(self, actor: "Actor", pose: HeadPose) -> None:
+    def __init__(self, actor: Actor, pose: HeadPose) -> None:
         width, height = (side * _SUPERSAMPLING for side in actor.frame_size)
         self.image = Image.new("RGB", (width, height), actor.background.rgb)
         self._draw = ImageDraw.Draw(self.image)
@@ -147,9 +145,13 @@ class _Pen:
         self._still = np.array([width / 2, height / 2]) + self._unit * np.array(actor.offset)
         self._centre = self._still + self._unit * np.array([pose.x, pose.y])
 
-    def polygon(self, x: np.ndarray, y: np.ndarray, colour: tuple[int, int, int]) -> None:
+    def polygon(self, x: np.ndarray, y: np.ndarray, colour: Rgb) -> None:
         turned = np.stack([self._cos * x - self._sin * y, self._sin * x + self._cos * y], axis=1)
         self._draw.polygon((self._centre + self._scale * turned).ravel().tolist(), fill=colour)
+
+    def band(self, x: np.ndarray, upper: np.ndarray, lower: np.ndarray, colour: Rgb) -> None:
+        """Fills what lies between two curves over the same x."""
+        self.polygon(np.append(x, x[::-1]), np.append(upper, lower[::-1]), colour)
 
     def ellipse(
         self,
@@ -157,12 +159,12 @@ class _Pen:
         y: float,
         rx: float,
         ry: float,
-        colour: tuple[int, int, int],
+        colour: Rgb,
         turn: np.ndarray = _FULL_TURN,
     ) -> None:
         self.polygon(x + rx * np.cos(turn), y - ry * np.sin(turn), colour)
 
-    def body(self, colour: tuple[int, int, int]) -> None:
+    def body(self, colour: Rgb) -> None:
         """Shoulders: they stay where they are when the head moves."""
         x, y = self._still
         left, right, top = x - 1.25 * self._unit, x + 1.25 * self._unit, y + 0.95 * self._unit
@@ -172,10 +174,10 @@ class _Pen:
         return np.asarray(self.image.reduce(_SUPERSAMPLING), dtype=np.float32)
 
 
-def _draw_face(expression: Expression, pose: HeadPose, actor: "Actor") -> np.ndarray:
+def _draw_face(expression: Expression, pose: HeadPose, actor: Actor) -> np.ndarray:
     """Returns: float32 RGB [H, W, 3] in 0..255."""
     pen = _Pen(actor, pose)
-    shade = tuple(int(0.8 * channel) for channel in actor.skin)
+    shade = _mix(actor.skin, _DARK, 0.25)
     pen.body(actor.shirt.rgb)
     if actor.long_hair:
         pen.ellipse(0.0, 0.0, 1.12, 1.25, actor.hair)
@@ -197,12 +199,12 @@ def _draw_eye(pen: _Pen, side: float, expression: Expression) -> None:
     centre_x, centre_y, half_width = side * 0.42, -0.27, 0.27
     arch = np.sqrt(1.0 - _ACROSS**2)
     # A closed lid still has to leave something to see, hence the floor.
-    upper = -np.maximum(expression.lid_upper, 0.02) * arch
-    lower = np.maximum(expression.lid_lower, 0.04) * arch
+    upper = -max(expression.lid_upper, 0.02) * arch
+    lower = max(expression.lid_lower, 0.04) * arch
     x = centre_x + half_width * _ACROSS
     outline = 0.05
-    pen.polygon(np.append(x, x[::-1]), centre_y + np.append(upper - outline, lower[::-1] + outline), _DARK)
-    pen.polygon(np.append(x, x[::-1]), centre_y + np.append(upper, lower[::-1]), _WHITE)
+    pen.band(x, centre_y + upper - outline, centre_y + lower + outline, _DARK)
+    pen.band(x, centre_y + upper, centre_y + lower, _WHITE)
     iris_x = expression.gaze_x + 0.13 * np.cos(_FULL_TURN)
     iris_y = expression.gaze_y + 0.13 * np.sin(_FULL_TURN)
     across = iris_x / half_width
@@ -220,26 +222,30 @@ def _draw_brow(pen: _Pen, side: float, expression: Expression) -> None:
     thickness = 0.13
     x = side * np.array([inner_x, 0.5 * (inner_x + outer_x), outer_x])
     y = np.array([inner_y, 0.5 * (inner_y + outer_y) - 0.05, outer_y])
-    pen.polygon(np.append(x, x[::-1]), np.append(y, y[::-1] + thickness), _DARK)
+    pen.band(x, y, y + thickness, _DARK)
 
 
 def _draw_mouth(pen: _Pen, expression: Expression) -> None:
     centre_y = 0.66
     ellipse = np.sqrt(1.0 - _ACROSS**2)
     bow = ellipse + expression.mouth_squareness * (np.minimum(1.0, 3.0 * ellipse) - ellipse)
-    spine = expression.mouth_corners * (0.4 - _ACROSS**2)
+    spine = centre_y + expression.mouth_corners * (0.4 - _ACROSS**2)
     curl = expression.lip_curl * np.clip(1.0 - np.abs(_ACROSS - 0.35) / 0.65, 0.0, 1.0)
     upper = spine - expression.mouth_open * bow - curl
     lower = spine + expression.mouth_open * bow
     lip = 0.09 * (1.0 - 0.6 * expression.lip_shade)
     x = expression.mouth_width * _ACROSS
-    lip_colour = tuple(int(a + expression.lip_shade * (b - a)) for a, b in zip(_LIP, _DARK, strict=True))
-    lip_x = np.append(x * 1.12, x[::-1] * 1.12)
-    pen.polygon(lip_x, centre_y + np.append(upper - lip, lower[::-1] + lip), lip_colour)
+    lip_colour = _mix(_LIP, _DARK, expression.lip_shade)
+    pen.band(1.12 * x, upper - lip, lower + lip, lip_colour)
     gap = expression.mouth_open + np.max(curl)
     if gap <= 0.05 or expression.lip_shade > 0:
         return
-    pen.polygon(np.append(x, x[::-1]), centre_y + np.append(upper, lower[::-1]), _DARK)
+    pen.band(x, upper, lower, _DARK)
     if expression.teeth > 0:
-        edge = upper + expression.teeth * 0.75 * (lower - upper)
-        pen.polygon(np.append(x, x[::-1]) * 0.92, centre_y + np.append(upper, edge[::-1]), _WHITE)
+        pen.band(0.92 * x, upper, upper + expression.teeth * 0.75 * (lower - upper), _WHITE)
+
+
+def _mix(one: Rgb, other: Rgb, share: float) -> Rgb:
+    """`one` with a share of `other`."""
+    red, green, blue = (round(a + share * (b - a)) for a, b in zip(one, other, strict=True))
+    return red, green, blue

@@ -120,7 +120,7 @@ _IRRELEVANT = (
 
 def explanation(clip: Clip, actor: Actor) -> str:
     """The text inside `<think>`: cues, their analysis, a conclusion; flawed where the plan says so."""
-    rng = clip.rng(purpose=0)
+    rng = clip.rng("text")
     seen, heard = _telling_cues(clip, rng)
     sentences: list[str] = []
     if "irrelevant" in clip.flaws:
@@ -149,7 +149,7 @@ def _telling_cues(clip: Clip, rng: np.random.Generator) -> tuple[list[Phrase], l
         names = _telling_names(clip.visual, FACES[clip.emotion], NEUTRAL_FACE)
         names = [names[0], names[1 + rng.integers(len(names) - 1)]]
         seen = [_SEEN[name][getattr(clip.visual, name)] for name in names]
-    if "audio" in clip.informative:
+    if clip.audio is not None and "audio" in clip.informative:
         names = _telling_names(clip.audio, VOICES[clip.emotion], NEUTRAL_VOICE)
         names = [names[index] for index in sorted(rng.permutation(len(names))[:2])]
         heard = [_HEARD[name][getattr(clip.audio, name)] for name in names]

@@ -33,7 +33,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int, waveform: np.ndarray | N
         for pixels in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(video.encode())
-        if audio is not None:
+        if audio is not None and waveform is not None:
             for start in range(0, len(waveform), _AAC_FRAME):
                 block = waveform[None, start : start + _AAC_FRAME]
                 frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format="fltp", layout="mono")

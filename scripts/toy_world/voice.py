@@ -4,14 +4,10 @@ The levels are absolute (no peak normalisation): with a constant noise floor, lo
 whose dynamic range is cut relative to its maximum.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from toy_world.cues import AudioCues
-
-if TYPE_CHECKING:
-    from toy_world.world import Actor
+from toy_world.world import Actor
 
 _PITCH = {"low": 0.62, "mid": 1.0, "high": 1.8}  # times the actor's base pitch
 _CONTOUR = {"falling": -1.0, "flat": 0.0, "rising": 1.0}  # octaves over the clip
@@ -30,7 +26,7 @@ def syllable_rate(cues: AudioCues, intensity: float) -> float:
 
 
 def synthesise(
-    cues: AudioCues, intensity: float, actor: "Actor", duration: float, rng: np.random.Generator
+    cues: AudioCues, intensity: float, actor: Actor, duration: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Returns: float32 mono [round(duration * actor.sample_rate)] in -1..1."""
     num_samples = round(duration * actor.sample_rate)

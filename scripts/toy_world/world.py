@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import cycle, islice
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,10 @@ _SKINS = ((250, 220, 190), (240, 200, 165), (225, 180, 140), (205, 155, 115), (1
 _HAIRS = ((50, 35, 25), (110, 70, 40), (200, 160, 80), (120, 120, 120), (150, 70, 40))
 
 
+class WorldError(ValueError):
+    """A world cannot be made as asked; the message names what to change."""
+
+
 @dataclass(frozen=True)
 class WorldSpec:
     """What a user can set. The same spec and code give the same world."""
@@ -39,11 +43,13 @@ class WorldSpec:
     flaw_rate: float = 0.57  # of irrelevant openings and of missing conclusions; half of it for contradictions
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise WorldError(f"--seed {self.seed}: a seed is 0 or more")
         for split in SPLITS:
             if getattr(self, split) < len(EMOTIONS):
-                raise ValueError(f"--{split} {getattr(self, split)}: a split needs a clip an emotion, {len(EMOTIONS)}")
+                raise WorldError(f"--{split} {getattr(self, split)}: a split needs a clip an emotion, {len(EMOTIONS)}")
         if not 0.0 <= self.flaw_rate <= 1.0:
-            raise ValueError(f"--flaw_rate {self.flaw_rate}: a share is between 0 and 1")
+            raise WorldError(f"--flaw_rate {self.flaw_rate}: a share is between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,9 @@ class Clip:
         """Relative to the world's folder."""
         return f"clips/{self.id}.mp4"
 
-    def rng(self, purpose: int) -> np.random.Generator:
-        """An own stream of random numbers for each purpose, so that no part depends on how another draws."""
-        return np.random.default_rng([*self.seed, purpose])
+    def rng(self, part: Literal["text", "face", "voice"]) -> np.random.Generator:
+        """An own stream of random numbers for each part, so that none depends on how another draws."""
+        return np.random.default_rng([*self.seed, ("text", "face", "voice").index(part)])
 
 
 @dataclass(frozen=True)
