@@ -26,7 +26,8 @@ def aggregate(
     flags = sorted(reason.value for reason in lost)
     if lost and (not scored or lost.total() > max_missing_share * len(sentences)):
         reason = min(lost, key=lambda r: (-lost[r], r))
-        detail = f"{lost.total()} of {len(sentences)} sentences have no score"
+        example = next(s.detail for s in sentences if s.reason == reason)
+        detail = f"{lost.total()} of {len(sentences)} sentences have no score; {example or reason}"
         return ExplanationScore(id=id, status="missing", reason=reason, detail=detail, flags=flags, sentences=sentences)
     if not scored:
         return ExplanationScore(
@@ -39,6 +40,8 @@ def aggregate(
         )
     weighted = _mean([(s.weight, s.score) for s in scored if s.score is not None])
     unweighted = _mean([(1.0, s.score) for s in scored if s.score is not None])
+    likely = [(s.weight, s.expected) for s in scored if s.expected is not None]
+    expected = _mean(likely) if len(likely) == len(scored) else None
     return ExplanationScore(
         id=id,
         status="ok",
@@ -47,6 +50,8 @@ def aggregate(
         normalised=normalise(weighted, mode),
         unweighted=unweighted,
         unweighted_normalised=normalise(unweighted, mode),
+        expected=expected,
+        expected_normalised=None if expected is None else normalise(expected, mode),
         sentences=sentences,
     )
 
@@ -57,5 +62,5 @@ def normalise(score: float, mode: ScoreMode = "fine_grained") -> float:
     return (score - low) / (high - low)
 
 
-def _mean(weighted: Sequence[tuple[float, int]]) -> float:
+def _mean(weighted: Sequence[tuple[float, float]]) -> float:
     return sum(weight * score for weight, score in weighted) / sum(weight for weight, _ in weighted)

@@ -13,11 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fgce.audit import AuditError
+from fgce.cache import CacheError
 from fgce.client import FgceClient
 from fgce.config import ConfigError, FgceConfig, load_config
 from fgce.rubric import RubricError
 from fgce.score_file import Columns, InputError, score_file
-from fgce.server import make_scorer, serve
+from fgce.server import serve
+from fgce.service import make_scorer
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         args.run(args, load_config(args.config, args.set))
-    except (ConfigError, RubricError, InputError) as error:
+    except (ConfigError, RubricError, CacheError, AuditError, InputError) as error:
         logger.error("%s", error)
         return 2
     return 0

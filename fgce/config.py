@@ -2,6 +2,8 @@
 errors.
 """
 
+import ipaddress
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,26 +13,67 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fgce.judges import JudgeConfig, LexiconConfig
 from fgce.rubric import DEFAULT_RUBRIC
+from fgce.sentences import SplitterName
 
 
 class ConfigError(ValueError):
     """A configuration is unusable; the message names the file or override, the key and the value."""
 
 
+class Limits(BaseModel):
+    """What one client, or all of them, may ask for. Beyond `queue` explanations at once a request gets 429."""
+
+    model_config = ConfigDict(extra="forbid")
+    body_bytes: Annotated[int, Field(gt=0)] = 8 * 2**20
+    items: Annotated[int, Field(gt=0)] = 1024
+    sentences: Annotated[int, Field(gt=0)] = 256  # of an explanation
+    sentence_chars: Annotated[int, Field(gt=0)] = 4000
+    queue: Annotated[int, Field(gt=0)] = 4096
+
+
 class FgceConfig(BaseModel):
     """Everything that `python -m fgce` can be told.
 
-    `sentence_timeout` is in seconds and covers both steps of a sentence; above `max_missing_share` of missing
-    sentences an explanation is missing.
+    `timeout` is in seconds and bounds a request: sentences without an answer by then are missing. Above
+    `max_missing_share` of missing sentences an explanation is missing. `cache` and `audit` are files; without them
+    nothing is kept. The bearer token comes from the environment, so that it is in no file and no process list.
     """
 
     model_config = ConfigDict(extra="forbid")
     judge: JudgeConfig = LexiconConfig()
     rubric: Path = DEFAULT_RUBRIC
+    splitter: SplitterName = "sentencex"
     max_missing_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    sentence_timeout: Annotated[float, Field(gt=0)] = 60.0
+    timeout: Annotated[float, Field(gt=0)] = 100.0
+    cache: Path | None = None
+    audit: Path | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    token_variable: str = "FGCE_TOKEN"
+    allow_without_token: bool = False  # on an address that others can reach
+    limits: Limits = Limits()
+
+    @property
+    def token(self) -> str | None:
+        """The bearer token that clients must send, if any.
+
+        Raises:
+            ConfigError: the address is not loopback, no token is set, and that is not allowed by name.
+        """
+        token = os.environ.get(self.token_variable) or None
+        if token is None and not self.allow_without_token and not _is_loopback(self.host):
+            raise ConfigError(
+                f"host={self.host!r} can be reached from elsewhere: set a token in ${self.token_variable}, bind "
+                "127.0.0.1, or allow it by name with allow_without_token=true"
+            )
+        return token
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> FgceConfig:

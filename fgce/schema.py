@@ -34,6 +34,7 @@ class MissingReason(StrEnum):
     OUT_OF_RANGE = "out_of_range"
     UNSUPPORTED_LANGUAGE = "unsupported_language"
     UNSUPPORTED_EMOTION = "unsupported_emotion"
+    TOO_LARGE = "too_large"
     # what happened between client and server
     UNREACHABLE = "unreachable"
     OVERLOADED = "overloaded"
@@ -84,11 +85,33 @@ class JudgeInfo(BaseModel):
     revision: str
 
 
+class Usage(BaseModel):
+    """Tokens that an answer cost; `cached` are those of the prompt that the engine had in its prefix cache."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+
+
+class SentenceTrace(BaseModel):
+    """How a sentence's score came about, for metrics and audit log; never part of a response.
+
+    `raw` holds the judge's answers as it gave them, step by step; `seconds` is the time to have both.
+    """
+
+    raw: list[str] = []
+    usage: list[Usage] = []
+    attempts: int = 0
+    seconds: float = 0.0
+    cached: bool = False
+
+
 class SentenceScore(BaseModel):
     """Both steps' answers for one sentence.
 
     `score` is on the mode's scale (1..5 or 0/1) and None for `others` and for a missing sentence; `weight` is
-    w_function * w_modality and 0 for both of these.
+    w_function * w_modality and 0 for both of these. `expected` is the mean of the judge's distribution over the
+    scale, where it tells one: it breaks ties between equal scores.
     """
 
     text: str
@@ -99,16 +122,20 @@ class SentenceScore(BaseModel):
     modality: Modality | None = None
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
     score: int | None = None
+    expected: float | None = None
     weight: float = 0.0
     explanation: str | None = None
+    trace: SentenceTrace = Field(default_factory=SentenceTrace, exclude=True, repr=False)
 
 
 class ExplanationScore(BaseModel):
     """The sample-level result.
 
     `score` is S_coh on the mode's scale, `normalised` its place in [0, 1]; `unweighted` and
-    `unweighted_normalised` are the same with every weight 1. Flags: `no_evidence` (nothing to score: S_coh
-    is undefined, normalised 0), `partial` (some sentences are missing), and the reasons of missing sentences.
+    `unweighted_normalised` are the same with every weight 1; `expected` and `expected_normalised` are the weighted
+    mean of expected scores, where the judge gives these for every scored sentence. Flags: `no_evidence` (nothing to
+    score: S_coh is undefined, normalised 0), `partial` (some sentences are missing), and the reasons of missing
+    sentences.
     """
 
     id: str
@@ -120,6 +147,8 @@ class ExplanationScore(BaseModel):
     normalised: float | None = None
     unweighted: float | None = None
     unweighted_normalised: float | None = None
+    expected: float | None = None
+    expected_normalised: float | None = None
     sentences: list[SentenceScore] = []
 
     @classmethod

@@ -2,109 +2,116 @@
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
+from fgce.admission import OverloadedError
+from fgce.canary import CanaryReport
 from fgce.config import FgceConfig
-from fgce.judges import build_judge
-from fgce.metrics import Metrics
-from fgce.rubric import Rubric, load_rubric
+from fgce.middleware import BearerToken, BodyLimit, Measured
 from fgce.schema import ScoreItem, ScoreMode, ScoreRequest, ScoreResponse
-from fgce.scorer import Scorer
+from fgce.service import ScoringService, make_service
 from fgce.wire import FunctionEvalRequest, to_wire
 
 logger = logging.getLogger(__name__)
 
-CANARY = ScoreItem(
-    id="canary",
-    explanation="Her brows are lowered and her voice is loud. Both suggest anger. Overall, she is angry.",
-    predicted_emotion="anger",
-)
+_CLIENT_GONE = 499  # nobody reads it; for the request counts
 
 
-def create_app(config: FgceConfig, scorer: Scorer | None = None) -> FastAPI:
-    """The application. `scorer` is made from the configuration unless one is given.
+def create_app(config: FgceConfig, service: ScoringService) -> FastAPI:
+    """The application over a service, which it closes when it stops.
 
     Raises:
-        RubricError: the configured rubric file is unusable.
+        ConfigError: the configured address needs a token and there is none.
     """
-    scorer = scorer or make_scorer(config)
-    metrics = Metrics()
-    app = FastAPI(title="FG-CE", description="Fine-Grained Coherence Evaluator", version=scorer.rubric.version)
 
-    @app.middleware("http")
-    async def _measure(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
-        start = time.monotonic()
-        response = await handle(request)
-        route = request.scope.get("route")
-        path = route.path if route else "unknown"
-        metrics.requests.labels(path, response.status_code).inc()
-        if request.method == "POST":
-            metrics.latency.labels(path).observe(time.monotonic() - start)
-        return response
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.aclose()
 
-    @app.post("/v1/score")
-    async def score(request: ScoreRequest) -> ScoreResponse:
+    rubric = service.scorer.rubric
+    app = FastAPI(
+        title="FG-CE", description="Fine-Grained Coherence Evaluator", version=rubric.version, lifespan=lifespan
+    )
+    app.add_middleware(BodyLimit, limit=config.limits.body_bytes)
+    if config.token:
+        app.add_middleware(BearerToken, token=config.token)
+    app.add_middleware(Measured, metrics=service.metrics)
+    app.add_exception_handler(OverloadedError, _too_many_requests)
+    app.add_exception_handler(RequestValidationError, _unprocessable)
+
+    @app.post("/v1/score", response_model=ScoreResponse)
+    async def score(request: ScoreRequest, http: Request) -> Response:
         """Scores many explanations; the answer holds one result an item, in order."""
-        response = await scorer.score(request)
-        for result in response.results:
-            metrics.count_explanation(result)
-        return response
+        if len(request.items) > config.limits.items:
+            return _too_large(f"{len(request.items)} items; the limit is {config.limits.items} a request")
+        response = await _unless_gone(http, service.score(request))
+        # Serialised here: FastAPI would validate the whole answer once more.
+        return Response(response.model_dump_json(), media_type="application/json") if response else _gone()
 
-    @app.post("/function_eval")
-    async def function_eval(request: FunctionEvalRequest) -> list[dict[str, Any]]:
+    @app.post("/function_eval", response_model=list[dict[str, Any]])
+    async def function_eval(request: FunctionEvalRequest, http: Request) -> Response:
         """Scores the sentences of one explanation in the format of the authors' server."""
+        sentences = request.explanation_sentence_batch
+        if len(sentences) > config.limits.sentences:
+            return _too_large(f"{len(sentences)} sentences; the limit is {config.limits.sentences}")
         if request.mode_error is not None:
-            return request.mode_error
-        sentences = await scorer.score_sentences(
-            request.explanation_sentence_batch,
-            request.explanation,
-            request.predicted_emotion,
-            mode=cast(ScoreMode, request.score_mode),
-            gen_explanation=request.gen_explanation,
-        )
-        metrics.count_sentences(sentences)
-        return [to_wire(sentence) for sentence in sentences]
+            return JSONResponse(request.mode_error)
+        item = ScoreItem(id="function_eval", sentences=sentences, predicted_emotion=request.predicted_emotion)
+        mode = cast(ScoreMode, request.score_mode)
+        scoring = service.score(ScoreRequest(items=[item], score_mode=mode, gen_explanation=request.gen_explanation))
+        response = await _unless_gone(http, scoring)
+        return JSONResponse([to_wire(s) for s in response.results[0].sentences]) if response else _gone()
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process is up."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
-    async def readyz() -> JSONResponse:
-        """The judge is loaded and has just scored the canary; 503 otherwise."""
-        result = (await scorer.score(ScoreRequest(items=[CANARY]))).results[0]
-        ready = result.status == "ok"
-        return JSONResponse(result.model_dump(mode="json"), status_code=200 if ready else 503)
+    @app.get("/readyz", response_model=CanaryReport)
+    async def readyz() -> Response:
+        """The judge is loaded and scores the canaries; 503 otherwise."""
+        report = await service.readiness()
+        status = HTTPStatus.OK if report.ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return JSONResponse(report.model_dump(), status)
 
     @app.get("/metrics")
     async def prometheus() -> Response:
         """Prometheus metrics."""
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4")
+        return Response(service.metrics.render(), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/rubric")
-    async def rubric() -> dict[str, Any]:
+    async def show_rubric() -> dict[str, Any]:
         """The rubric in use, with its hash."""
-        return {**scorer.rubric.info.model_dump(), "rubric": scorer.rubric.model_dump(mode="json")}
+        return {**rubric.info.model_dump(), "rubric": rubric.model_dump(mode="json")}
 
     return app
 
 
-def make_scorer(config: FgceConfig) -> Scorer:
-    """Judge, rubric and limits as configured."""
-    rubric: Rubric = load_rubric(config.rubric)
-    return Scorer(
-        build_judge(config.judge),
-        rubric,
-        max_missing_share=config.max_missing_share,
-        sentence_timeout=config.sentence_timeout,
+def serve(config: FgceConfig) -> None:
+    """Runs the server until SIGINT or SIGTERM; it then takes no more requests and finishes those that it has.
+
+    Raises:
+        ConfigError, RubricError, CacheError, AuditError: the configuration is unusable.
+    """
+    app = create_app(config, make_service(config))
+    settings = uvicorn.Config(
+        app,
+        host=config.host,
+        port=config.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=round(config.timeout) + 5,
     )
+    asyncio.run(_Server(settings).serve())
 
 
 class _Server(uvicorn.Server):
@@ -117,8 +124,39 @@ class _Server(uvicorn.Server):
             logger.info("FG-CE ready at http://%s:%d", host, port)
 
 
-def serve(config: FgceConfig) -> None:
-    """Runs the server until it is told to stop (SIGINT, SIGTERM: finishes what it is doing first)."""
-    app = create_app(config)
-    settings = uvicorn.Config(app, host=config.host, port=config.port, log_config=None, access_log=False)
-    asyncio.run(_Server(settings).serve())
+async def _unless_gone(http: Request, scoring: Coroutine[Any, Any, ScoreResponse]) -> ScoreResponse | None:
+    """The result of `scoring`; None, with the work given up, where the client goes before it is there."""
+    work = asyncio.create_task(scoring)
+    gone = asyncio.create_task(_disconnect(http))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        work.cancel()
+        gone.cancel()
+
+
+async def _disconnect(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _gone() -> Response:
+    return Response(status_code=_CLIENT_GONE)
+
+
+def _too_large(detail: str) -> JSONResponse:
+    return JSONResponse({"detail": detail}, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
+
+async def _too_many_requests(http: Request, error: Exception) -> Response:
+    assert isinstance(error, OverloadedError)
+    headers = {"Retry-After": str(error.retry_after)}
+    return JSONResponse({"detail": str(error)}, HTTPStatus.TOO_MANY_REQUESTS, headers)
+
+
+async def _unprocessable(http: Request, error: Exception) -> Response:
+    """What is wrong and where, without the input: it may be large, and may be no valid Unicode."""
+    assert isinstance(error, RequestValidationError)
+    problems = [{"loc": list(p["loc"]), "type": p["type"], "msg": p["msg"]} for p in error.errors()]
+    return JSONResponse({"detail": problems}, HTTPStatus.UNPROCESSABLE_ENTITY)

@@ -14,7 +14,7 @@ OTHERS_EXPLANATION = "Not information extraction, analysis or conclusion."
 
 
 class FunctionEvalRequest(BaseModel):
-    """Body of POST /function_eval. The sampling and audio fields are accepted and have no effect.
+    """Body of POST /function_eval. The sampling and audio fields and `full_explanation_content` have no effect.
 
     `score_mode` is a plain string, as there: one that is no mode gives an error item a sentence. The authors'
     server also does that when it is omitted; here it is then fine_grained.
@@ -32,11 +32,6 @@ class FunctionEvalRequest(BaseModel):
     max_tokens: int = 32
     use_audio_in_video: bool = False
     return_audio: bool = False
-
-    @property
-    def explanation(self) -> str:
-        """The whole explanation: as given, else the sentences joined by a space."""
-        return self.full_explanation_content or " ".join(self.explanation_sentence_batch)
 
     @property
     def mode_error(self) -> list[dict[str, Any]] | None:

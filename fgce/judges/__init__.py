@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fgce.judges.base import Judge
 from fgce.judges.lexicon import LexiconJudge
+from fgce.rubric import Rubric
 
 
 class LexiconConfig(BaseModel):
@@ -18,6 +19,6 @@ class LexiconConfig(BaseModel):
 JudgeConfig = LexiconConfig
 
 
-def build_judge(config: JudgeConfig) -> Judge:
+def build_judge(config: JudgeConfig, rubric: Rubric) -> Judge:
     """The judge that a configuration names."""
     return LexiconJudge()

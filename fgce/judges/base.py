@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from fgce.schema import Function, JudgeInfo, MissingReason, Modality, ScoreMode
+from fgce.schema import Function, JudgeInfo, MissingReason, Modality, ScoreMode, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back from a judge that is a model: the text, what it cost and how many attempts it took."""
+
+    raw: str
+    usage: Usage
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,26 +22,41 @@ class SentenceLabel:
     function: Function
     modality: Modality
     confidence: float | None
+    answer: Answer | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SentenceRating:
-    """Step 2. `score` as the judge gave it: the scorer checks it against the scale."""
+    """Step 2. `score` as the judge gave it: the scorer checks it against the scale.
+
+    `expected` is the mean of the judge's distribution over the scale, where it tells one.
+    """
 
     score: int
     explanation: str | None = None
+    expected: float | None = None
+    answer: Answer | None = None
 
 
 class JudgeError(Exception):
-    """A judge has no answer for a sentence; the sentence becomes missing for `reason`."""
+    """A judge has no answer for a sentence; the sentence becomes missing for `reason`.
 
-    def __init__(self, reason: MissingReason, detail: str) -> None:
+    `answer` is what the judge said, where that was no answer to the question.
+    """
+
+    def __init__(self, reason: MissingReason, detail: str, answer: Answer | None = None) -> None:
         super().__init__(detail)
         self.reason = reason
+        self.answer = answer
 
 
 class Judge(Protocol):
     """A judge of sentences. Both methods raise JudgeError, and nothing else, when they have no answer."""
+
+    @property
+    def decoding(self) -> str:
+        """How it answers, where one judge has several ways (a protocol, its settings); part of the cache's key."""
+        ...
 
     @property
     def info(self) -> JudgeInfo:
@@ -54,4 +78,8 @@ class Judge(Protocol):
         gen_explanation: bool,
     ) -> SentenceRating:
         """Step 2: score of a sentence of `function` against the predicted emotion."""
+        ...
+
+    async def aclose(self) -> None:
+        """Lets go of connections and engines."""
         ...

@@ -27,6 +27,8 @@ _Verdict = tuple[int, str]
 class LexiconJudge:
     """Implements `fgce.judges.base.Judge`."""
 
+    decoding = ""
+
     def __init__(self) -> None:
         self._lexicon = load_lexicon(LEXICON)
         self._read = lru_cache(maxsize=8192)(lambda sentence: read(sentence, self._lexicon))
@@ -71,6 +73,9 @@ class LexiconJudge:
         if mode == "binary":
             score = int(score >= _PASS)
         return SentenceRating(score, f"{why[0].upper()}{why[1:]}." if gen_explanation else None)
+
+    async def aclose(self) -> None:
+        """Nothing to let go of."""
 
 
 def foreign_language(text: str, lexicon: Lexicon) -> str | None:

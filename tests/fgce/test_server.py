@@ -19,7 +19,7 @@ def http(server_url: str):
 def test_health_readiness_and_rubric(http: httpx.Client):
     assert http.get("/healthz").json() == {"status": "ok"}
     ready = http.get("/readyz")
-    assert (ready.status_code, ready.json()["status"]) == (200, "ok")
+    assert (ready.status_code, ready.json()["ready"], ready.json()["drifted"]) == (200, True, [])
     rubric = http.get("/v1/rubric").json()
     assert rubric["sha256"] == load_rubric().info.sha256
     assert rubric["rubric"]["functions"]["conclusion"]["weight"] == 2

@@ -1,0 +1,72 @@
+"""Canaries: fixed explanations that show whether a judge answers, and whether it still answers as it did."""
+
+import asyncio
+import logging
+import time
+
+from pydantic import BaseModel
+
+from fgce.schema import ScoreItem
+from fgce.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+
+_CUES = "Her brows are lowered and drawn together. Her voice is loud and her speech is fast."
+CANARIES = (
+    ScoreItem(
+        id="coherent",
+        explanation=f"{_CUES} The lowered brows and the loud voice suggest anger. Overall, she is angry.",
+        predicted_emotion="anger",
+    ),
+    ScoreItem(
+        id="contradictory",
+        explanation=f"{_CUES} The lowered brows and the loud voice suggest anger. Overall, she is angry.",
+        predicted_emotion="happiness",
+    ),
+    ScoreItem(
+        id="irrelevant",
+        explanation="The wall behind her is grey. She wears a blue shirt. Overall, she is angry.",
+        predicted_emotion="anger",
+    ),
+)
+
+
+class CanaryReport(BaseModel):
+    """`ready`: every canary has a score. `drifted`: those whose score is not what it was at the first check."""
+
+    ready: bool
+    scores: dict[str, float | None]
+    reasons: dict[str, str]
+    drifted: list[str]
+
+
+class Canaries:
+    """Scores the canaries, at most once in `every` seconds, and remembers their first scores."""
+
+    def __init__(self, scorer: Scorer, every: float) -> None:
+        self._scorer = scorer
+        self._every = every
+        self._first: dict[str, float | None] = {}
+        self._last: CanaryReport | None = None
+        self._checked = 0.0
+        self._lock = asyncio.Lock()
+
+    async def check(self) -> CanaryReport:
+        """The state of the judge; probes that come close together share one answer."""
+        async with self._lock:
+            if self._last is None or time.monotonic() - self._checked > self._every:
+                self._last = await self._score()
+                self._checked = time.monotonic()
+            return self._last
+
+    async def _score(self) -> CanaryReport:
+        results = await asyncio.gather(*(self._scorer.score_afresh(item) for item in CANARIES))
+        scores = {result.id: result.score for result in results}
+        ready = all(result.status == "ok" for result in results)
+        if ready and not self._first:
+            self._first = scores
+        drifted = [name for name in scores if ready and scores[name] != self._first[name]]
+        if drifted:
+            logger.warning("the judge has drifted: canaries scored %s at first, %s now", self._first, scores)
+        reasons = {result.id: f"{result.reason}: {result.detail}" for result in results if result.reason}
+        return CanaryReport(ready=ready, scores=scores, reasons=reasons, drifted=drifted)

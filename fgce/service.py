@@ -1,0 +1,90 @@
+"""What a server does with a request, whatever endpoint it came by: queue, score, count, log."""
+
+import uuid
+
+from fgce.admission import Admission
+from fgce.audit import AuditLog
+from fgce.cache import ScoreCache
+from fgce.canary import Canaries, CanaryReport
+from fgce.config import FgceConfig
+from fgce.judges import build_judge
+from fgce.metrics import Metrics
+from fgce.rubric import load_rubric
+from fgce.schema import ScoreRequest, ScoreResponse
+from fgce.scorer import Scorer
+from fgce.sentences import SPLITTERS
+
+
+class ScoringService:
+    """A scorer with a bounded queue, canaries, metrics and an audit log.
+
+    Args:
+        scorer: what scores.
+        queue: explanations that may be in work at once.
+        audit: where every answer is logged.
+        canary_every: seconds for which a readiness probe's answer holds.
+    """
+
+    def __init__(
+        self, scorer: Scorer, *, queue: int, audit: AuditLog | None = None, canary_every: float = 10.0
+    ) -> None:
+        self.scorer = scorer
+        self.admission = Admission(queue)
+        self.metrics = Metrics(queue_depth=lambda: self.admission.waiting)
+        self._canaries = Canaries(scorer, canary_every)
+        self._audit = audit
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        """Scores a request.
+
+        Raises:
+            OverloadedError: the queue is full.
+        """
+        with self.admission.admit(len(request.items)):
+            response = await self.scorer.score(request)
+        for result in response.results:
+            self.metrics.count(result)
+        if self._audit:
+            self._audit.write(uuid.uuid4().hex, request, response)
+        return response
+
+    async def readiness(self) -> CanaryReport:
+        """Whether the judge answers, shown by the canaries."""
+        report = await self._canaries.check()
+        self.metrics.note_canaries(report)
+        return report
+
+    async def aclose(self) -> None:
+        """Lets go of judge, cache and log."""
+        await self.scorer.aclose()
+        if self._audit:
+            self._audit.close()
+
+
+def make_scorer(config: FgceConfig) -> Scorer:
+    """Judge, rubric, cache and limits as configured.
+
+    Raises:
+        RubricError, CacheError: the configured file is unusable.
+    """
+    rubric = load_rubric(config.rubric)
+    return Scorer(
+        build_judge(config.judge, rubric),
+        rubric,
+        cache=ScoreCache(config.cache) if config.cache else None,
+        split=SPLITTERS[config.splitter],
+        max_missing_share=config.max_missing_share,
+        max_sentences=config.limits.sentences,
+        max_sentence_chars=config.limits.sentence_chars,
+        timeout=config.timeout,
+    )
+
+
+def make_service(config: FgceConfig) -> ScoringService:
+    """The service that a configuration describes.
+
+    Raises:
+        RubricError, CacheError, AuditError: the configured file is unusable.
+    """
+    audit = AuditLog(config.audit) if config.audit else None
+    return ScoringService(make_scorer(config), queue=config.limits.queue, audit=audit)
