@@ -65,6 +65,23 @@ _NO_EMOTION = re.compile(r"\bno[\s_-]+emotion\b")
 _NEGATIONS = frozenset({"not", "no", "never", "without", "isn", "aren", "wasn", "neither", "nor"})
 
 
+def parse_label_set(text: str) -> tuple[str, ...]:
+    """The classes of a known data set, or of one's own given as "anger, fear, sad".
+
+    Raises:
+        ValueError: an unknown name, or an entry that is no emotion.
+    """
+    if text in LABEL_SETS:
+        return LABEL_SETS[text]
+    classes = tuple(dict.fromkeys(normalise_label(part) for part in text.split(",")))
+    if len(classes) < 2 or None in classes:
+        raise ValueError(
+            f"unknown label set {text!r}; known are {', '.join(LABEL_SETS)}, or name the classes, divided by commas, "
+            f"out of {', '.join(EMOTIONS)}"
+        )
+    return tuple(name for name in classes if name is not None)
+
+
 def normalise_label(text: str) -> str | None:
     """Reads one emotion out of an answer.
 

@@ -17,12 +17,13 @@ from typing import Any
 
 from fgce.client import FgceClient
 from humanomni.evaluation.clips import ClipView, view_clips
-from humanomni.evaluation.coherence import CoherenceScorer
+from humanomni.evaluation.coherence import CoherenceScorer, JudgeChangedError
 from humanomni.evaluation.predictions import check_truths, count_failed, read_predictions
 from humanomni.evaluation.report import render_report
-from humanomni.evaluation.summary import Stage, evaluation_summary
+from humanomni.evaluation.stage import Stage
+from humanomni.evaluation.summary import evaluation_summary
 from humanomni.evaluation.tables import comma_separated, markdown
-from humanomni.labels import LABEL_SETS
+from humanomni.labels import LABEL_SETS, parse_label_set
 from humanomni.records import RecordError, resolve_video
 
 log = logging.getLogger("evaluate")
@@ -36,7 +37,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         evaluate(arguments)
-    except (RecordError, FileNotFoundError, ValueError) as error:
+    except (RecordError, JudgeChangedError, OSError, ValueError) as error:
         sys.exit(f"evaluate: {error}")
 
 
@@ -47,7 +48,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     files = dict(_named_path(text) for text in arguments.predictions)
     if len(files) < len(arguments.predictions):
         raise ValueError("--predictions names a stage twice; give each stage its own name")
-    classes = LABEL_SETS[arguments.label_set]
+    classes = parse_label_set(arguments.label_set)
     info = _stage_info(arguments.stage_info, list(files))
     predictions = {name: read_predictions(path) for name, path in files.items()}
     for name in files:
@@ -80,22 +81,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add(
-        "--predictions",
-        nargs="+",
-        required=True,
-        metavar="STAGE=PATH",
-        help="prediction files, oldest stage first",
-    )
-    add("--label_set", choices=sorted(LABEL_SETS), required=True, help="the data set's classes")
+    add("--predictions", nargs="+", required=True, metavar="STAGE=PATH", help="prediction files, oldest stage first")
+    add("--label_set", required=True, help=f"{', '.join(LABEL_SETS)}, or classes divided by commas")
     add("--output", type=Path, required=True, help="folder for summary.json, report.html and the kept scores")
     add("--fgce_url", help="FG-CE server (default: FGCE_URL, else http://$POD_IP:8000, else loopback)")
     add("--data_root", type=Path, help="folder of relative clip paths (default: each prediction file's own)")
-    add(
-        "--stage_info",
-        type=Path,
-        help='JSON {"STAGE": {"seconds": 1.0, "log_history": [...]}} to show beside',
-    )
+    add("--stage_info", type=Path, help='JSON {"STAGE": {"seconds": 1.0, "log_history": [...]}} to show beside')
     add(
         "--format",
         nargs="+",
@@ -117,7 +108,10 @@ def _named_path(text: str) -> tuple[str, Path]:
 def _stage_info(path: Path | None, names: list[str]) -> dict[str, dict[str, Any]]:
     if path is None:
         return {}
-    info = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
     unknown = sorted(info.keys() - set(names))
     if unknown:
         raise ValueError(f"{path}: unknown stages {', '.join(unknown)}; --predictions names {', '.join(names)}")

@@ -9,7 +9,7 @@ from evaluation_factory import DictatedJudge, dictated_judge
 from fgce.client import FgceClient
 from fgce.schema import ExplanationScore, MissingReason
 from humanomni.evaluation.anatomy import coherence_summary, redundancy
-from humanomni.evaluation.coherence import CoherenceScorer
+from humanomni.evaluation.coherence import CoherenceScorer, JudgeChangedError
 from humanomni.evaluation.predictions import Prediction
 
 CLEAR = "The mouth smiles. [e v 4] She is happy. [c v 5]"
@@ -84,7 +84,7 @@ def test_another_judge_scores_anew(judge: DictatedJudge, tmp_path: Path) -> None
 def test_a_judge_that_changes_midway_is_refused(judge: DictatedJudge, tmp_path: Path) -> None:
     running = scorer(judge, tmp_path)
     judge.revision = "2"
-    with pytest.raises(RuntimeError, match="changed during the evaluation"):
+    with pytest.raises(JudgeChangedError, match="changed during the evaluation"):
         running.score([prediction("a", CLEAR)], "sft")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from humanomni.labels import EMOTIONS, LABEL_SETS, normalise_label
+from humanomni.labels import EMOTIONS, LABEL_SETS, normalise_label, parse_label_set
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,11 @@ def test_classes_are_canonical_and_in_the_order_of_the_official_ids() -> None:
     assert {name: len(classes) for name, classes in LABEL_SETS.items()} == {
         "dfew": 7, "mafw": 11, "ravdess": 8, "mer2023": 6, "merr": 9, "toy": 7,
     }  # fmt: skip
+
+
+def test_a_label_set_is_a_known_one_or_the_readers_own() -> None:
+    assert parse_label_set("dfew") == LABEL_SETS["dfew"]
+    assert parse_label_set("happy, sad, anger") == ("happiness", "sadness", "anger")
+    for unknown in ("fer2013", "happy, bored", "happy"):
+        with pytest.raises(ValueError, match="unknown label set"):
+            parse_label_set(unknown)

@@ -1,21 +1,25 @@
 """The report as a reader sees it, in Chromium. Screenshots go to build/screenshots."""
 
+import base64
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_factory import dictated_judge, three_stages
+from evaluation_factory import dictated_judge, three_stages, write_predictions
 from media_factory import write_clip
 
 from fgce.client import FgceClient
-from humanomni.evaluation.clips import view_clips
+from humanomni.evaluation.clips import STRIP_BYTES, ClipView, view_clips
 from humanomni.evaluation.coherence import CoherenceScorer
 from humanomni.evaluation.predictions import read_predictions
 from humanomni.evaluation.report import render_report
-from humanomni.evaluation.summary import Stage, evaluation_summary
+from humanomni.evaluation.stage import Stage
+from humanomni.evaluation.summary import evaluation_summary
 from humanomni.labels import LABEL_SETS
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -39,9 +43,25 @@ CLIPS = 28
 ATTACK = "</script><img src=x onerror=\"document.title='taken'\"><b>bold</b>"
 
 
+def build_report(files: dict[str, Path], info: dict[str, Any], views: Mapping[str, ClipView], label_set: str) -> str:
+    """URL of the report of these prediction files, written beside them."""
+    folder = files["sft"].parent
+    with dictated_judge() as judge:
+        scorer = CoherenceScorer(FgceClient(judge.url), folder / "scores.jsonl")
+        stages = []
+        for name, path in files.items():
+            predictions = read_predictions(path)
+            scores = scorer.score(predictions, name)
+            stages.append(Stage(name, predictions, scores, info=info.get(name, {})))
+    summary = evaluation_summary(stages, label_set, LABEL_SETS[label_set], scorer, seed=0)
+    page = folder / "report.html"
+    page.write_text(render_report(summary, stages, views), encoding="utf-8")
+    return page.as_uri()
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URL of a report of three stages over 28 clips; one explanation tries to become markup."""
+    """A report of three stages over 28 clips; one explanation tries to become markup."""
     folder = tmp_path_factory.mktemp("report")
     videos = [
         write_clip(folder / "a.mp4", frames=16, seconds=0.7),
@@ -51,21 +71,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     files = three_stages(folder, CLIPS, videos)
     rows = [json.loads(line) for line in files["sft"].read_text().splitlines()]
     rows[0]["think_text"] = f"{ATTACK} [e v 3]"
-    files["sft"].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_predictions(files["sft"], rows)
     history = [{"step": step, "reward": step / 10, "kl": 0.01} for step in range(1, 20)]
     info = {"grpo1": {"seconds": 60.0, "log_history": history}, "grpo2": {"log_history": history}}
-    with dictated_judge() as judge:
-        scorer = CoherenceScorer(FgceClient(judge.url), folder / "scores.jsonl")
-        stages = []
-        for name, path in files.items():
-            predictions = read_predictions(path)
-            scores = scorer.score(predictions, name)
-            stages.append(Stage(name, predictions, scores, info=info.get(name, {})))
-    summary = evaluation_summary(stages, "toy", LABEL_SETS["toy"], scorer, seed=0)
-    views = view_clips({p.id: Path(p.video) for p in stages[0].predictions})
-    page = folder / "report.html"
-    page.write_text(render_report(summary, stages, views), encoding="utf-8")
-    return page.as_uri()
+    return build_report(files, info, view_clips({row["id"]: Path(row["video"]) for row in rows}), "toy")
 
 
 @pytest.fixture(scope="module")
@@ -141,18 +150,23 @@ def test_curves_have_a_point_a_stage_and_say_their_values(page: Page) -> None:
 
 
 def test_headline_confusion_and_heat_map_show_the_figures(page: Page) -> None:
-    rows = [row.text for row in page.all("#headline tbody tr")]
+    rows = [row.text for row in page.all("#figures tbody tr")]
     assert [row.split()[0] for row in rows] == ["sft", "grpo1", "grpo2"]
     assert "0.464" in rows[0]
     assert "93 %" in rows[0]
-    assert len(page.all("#confusion table")) == 3
+    assert len(page.all("#confusion .matrix")) == 3
     assert (
-        sum(int(cell.text) for cell in page.all("#confusion table")[0].find_elements("css selector", "td[style]")) == 28
+        sum(int(cell.text) for cell in page.all("#confusion .matrix")[0].find_elements("css selector", "td[style]"))
+        == 28
     )
     assert "dictated" in page.one("#reliability").text
     assert "no_explanation: 1" in page.one("#reliability").text
-    heat = page.all("#coherence .heat")[2].text
-    assert "3.5\n28" in heat
+    assert "3.5\n28" in page.all("#coherence .heat")[2].text
+    steps = [row.text for row in page.all("#comparisons tbody tr")]
+    assert [row[:13] for row in steps] == ["sft → grpo1 +", "grpo1 → grpo2", "sft → grpo2 +"]
+    assert "+0.36" in steps[2]
+    assert page.all("#classes tbody tr")[0].text.startswith("anger 4 0.50")
+    assert not page.all("#published")
 
 
 def test_a_card_shows_clip_answers_and_sentences(page: Page) -> None:
@@ -173,7 +187,7 @@ def test_a_card_shows_clip_answers_and_sentences(page: Page) -> None:
     assert "4 of 5" in sentences[0].text
     assert not silent.find_elements("css selector", ".wave")
     assert "The clip has no sound." in silent.text
-    assert "The clip cannot be shown: no such file." in gone.text
+    assert "The clip cannot be shown: no such file" in gone.text
 
 
 def test_text_from_a_model_is_text(page: Page) -> None:
@@ -263,3 +277,22 @@ def test_nothing_is_wider_than_the_screen(page: Page) -> None:
     assert width <= inner
     assert page.all(".reason")[0].rect["x"] >= 0
     assert len(page.all(".card")) == 24
+
+
+def test_two_thousand_clips_open_at_once(browser: Any, tmp_path: Path) -> None:
+    """The size that a data set's test fold has, on the classes of DFEW, with strips as large as they may be."""
+    clips = 2000
+    strip = "data:image/jpeg;base64," + base64.b64encode(os.urandom(STRIP_BYTES // clips)).decode()
+    view = ClipView(strip=strip, peaks=[50] * 72, seconds=3.0)
+    views = {f"clip-{number:03d}": view for number in range(clips)}
+    url = build_report(three_stages(tmp_path, clips), {}, views, "dfew")
+    assert (tmp_path / "report.html").stat().st_size < 30_000_000
+    start = time.monotonic()
+    browser.get(url)
+    page = Page(browser)
+    assert len(page.all(".card")) == 24
+    page.choose("f-order", "lowest S_coh first")
+    assert len(page.all(".card")) == 24
+    assert time.monotonic() - start < 3
+    assert "R1-Omni 0.658 0.563" in page.one("#published").text
+    assert "do not state the folds" in page.one("#headline").text

@@ -36,7 +36,7 @@ def view_clips(paths: Mapping[str, Path]) -> dict[str, ClipView]:
     if not paths:
         return {}
     share = STRIP_BYTES // len(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         views = pool.map(lambda path: view_clip(path, share), paths.values())
         progress = tqdm(views, total=len(paths), desc="clips", leave=False, disable=None)
         return dict(zip(paths, progress, strict=True))

@@ -22,6 +22,10 @@ _BATCH = 32
 _NOBODY_THERE = {MissingReason.UNREACHABLE, MissingReason.REFUSED}
 
 
+class JudgeChangedError(Exception):
+    """The server's rubric or judge changed between two requests, so the scores do not compare."""
+
+
 class CoherenceScorer:
     """Scores explanations and keeps each score on disk, so that an evaluation run again asks nothing twice.
 
@@ -54,7 +58,7 @@ class CoherenceScorer:
         gets the flag `no_evidence` and the normalised score 0.
 
         Raises:
-            RuntimeError: the server's rubric or judge changed between two requests.
+            JudgeChangedError: the server's rubric or judge is not that of the first answer.
         """
         judged = {_key(p): p for p in predictions if p.explanation and p.predicted}
         todo = [key for key in judged if self._kept.get(key, self.identity) is None]
@@ -82,7 +86,7 @@ class CoherenceScorer:
         identity = _identity(response)
         if identity is not None:
             if self.identity not in (None, identity):
-                raise RuntimeError(
+                raise JudgeChangedError(
                     f"FG-CE changed during the evaluation, from {self.identity} to {identity}; run it again"
                 )
             self.identity = identity

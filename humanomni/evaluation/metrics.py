@@ -13,6 +13,7 @@ DRAWS = 1000
 LEVEL = 0.95
 
 Interval = tuple[float, float]
+Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def confusion_matrix(truths: Sequence[str], predictions: Sequence[str | None], classes: Sequence[str]) -> np.ndarray:
@@ -62,24 +63,21 @@ def macro_f1(confusion: np.ndarray) -> np.ndarray:
     return _mean_of_defined(f1_scores(confusion))
 
 
-def bootstrap(
-    confusion: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int, draws: int = DRAWS
-) -> Interval:
-    """95 % percentile interval of `statistic` under resampling of the samples.
+def bootstrap(counts: np.ndarray, statistic: Statistic, seed: int) -> Interval:
+    """95 % percentile interval of `statistic` under resampling of the samples that `counts` counts, in any shape.
 
-    Drawing n samples with replacement is one multinomial draw over the matrix's cells.
+    Drawing n samples with replacement is one multinomial draw over the cells.
     """
-    total = int(confusion.sum())
-    rng = np.random.default_rng(seed)
-    cells = rng.multinomial(total, confusion.ravel() / total, size=draws)
-    return _percentiles(statistic(cells.reshape(draws, *confusion.shape)))
+    total = int(counts.sum())
+    cells = np.random.default_rng(seed).multinomial(total, counts.ravel() / total, size=DRAWS)
+    return _percentiles(statistic(cells.reshape(DRAWS, *counts.shape)))
 
 
-def bootstrap_mean(values: Sequence[float], seed: int, draws: int = DRAWS) -> Interval:
+def bootstrap_mean(values: Sequence[float], seed: int) -> Interval:
     """95 % percentile interval of the mean of `values`."""
     array = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    means = [array[rng.integers(0, len(array), len(array))].mean() for _ in range(draws)]
+    means = [array[rng.integers(0, len(array), len(array))].mean() for _ in range(DRAWS)]
     return _percentiles(np.asarray(means))
 
 

@@ -11,7 +11,8 @@ from humanomni.evaluation.anatomy import FUNCTIONS, MODALITIES, s_coh
 from humanomni.evaluation.charts import Chart, stage_chart, training_charts
 from humanomni.evaluation.clips import ClipView
 from humanomni.evaluation.predictions import Prediction
-from humanomni.evaluation.summary import Stage
+from humanomni.evaluation.published import CAVEAT
+from humanomni.evaluation.stage import Stage
 
 # The figures that get a curve over the stages: title, scale.
 CURVES = {
@@ -40,6 +41,7 @@ def render_report(summary: Mapping[str, Any], stages: Sequence[Stage], views: Ma
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters["figure"] = _figure
     environment.filters["percent"] = _percent
+    environment.filters["signed"] = _signed
     return environment.get_template("report.html").render(
         summary=summary,
         stages=summary["stages"],
@@ -47,6 +49,7 @@ def render_report(summary: Mapping[str, Any], stages: Sequence[Stage], views: Ma
         training_charts=training_charts({stage.name: stage.info.get("log_history", []) for stage in stages}),
         functions=FUNCTIONS,
         modalities=MODALITIES,
+        caveat=CAVEAT,
         cards={
             "stages": [stage.name for stage in stages],
             "functions": FUNCTIONS,
@@ -119,6 +122,10 @@ def _answer(prediction: Prediction, score: ExplanationScore) -> dict[str, Any]:
 
 def _figure(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _percent(value: float | None) -> str:

@@ -1,32 +1,19 @@
-"""One stage's figures, and the summary of all stages that becomes summary.json."""
+"""The figures of every stage and of the steps between them: what becomes summary.json."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from fgce.schema import ExplanationScore
 from humanomni.evaluation import metrics
 from humanomni.evaluation.anatomy import coherence_summary
 from humanomni.evaluation.coherence import CoherenceScorer
-from humanomni.evaluation.predictions import Prediction
+from humanomni.evaluation.published import PUBLISHED
+from humanomni.evaluation.significance import compare
+from humanomni.evaluation.stage import Stage
 
 STATISTICS = {"war": metrics.war, "uar": metrics.uar, "macro_f1": metrics.macro_f1}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage's predictions and their coherence scores, in the same order.
-
-    `info` holds what else is known of it (seconds, log_history); `failed` counts clips without a prediction.
-    """
-
-    name: str
-    predictions: list[Prediction]
-    scores: list[ExplanationScore]
-    failed: int = 0
-    info: dict[str, Any] = field(default_factory=dict)
 
 
 def evaluation_summary(
@@ -39,7 +26,15 @@ def evaluation_summary(
         "classes": list(classes),
         "fgce": {"rubric": None, "judge": None} | (scorer.identity or {}) | {"message": _message(scorer, stages)},
         "stages": [stage_summary(stage, classes, seed) for stage in stages],
+        "comparisons": [compare(before, after, classes, seed) for before, after in _steps(stages)],
+        "published": {model: list(figures) for model, figures in PUBLISHED.get(label_set, {}).items()},
     }
+
+
+def _steps(stages: Sequence[Stage]) -> list[tuple[Stage, Stage]]:
+    """Each stage and the next, and the first and the last."""
+    steps = list(pairwise(stages))
+    return steps if len(steps) < 2 else [*steps, (stages[0], stages[-1])]
 
 
 def _message(scorer: CoherenceScorer, stages: Sequence[Stage]) -> str | None:

@@ -5,6 +5,8 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from humanomni.evaluation.published import CAVEAT
+
 HEADLINE = {
     "name": "stage",
     "n": "clips",
@@ -21,12 +23,17 @@ HEADLINE = {
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """One table row a stage, WAR, UAR and S_coh with their 95 % intervals."""
+    """One table row a stage, WAR, UAR and S_coh with their 95 % intervals; below it the published figures."""
     lines = [f"| {' | '.join(HEADLINE.values())} |", "|" + " --- |" * len(HEADLINE)]
     lines += [
         f"| {' | '.join(_cell(stage[key], stage['intervals'].get(key)) for key in HEADLINE)} |"
         for stage in summary["stages"]
     ]
+    if summary["published"]:
+        lines += ["", CAVEAT, "", "| published | WAR | UAR |", "| --- | --- | --- |"]
+        lines += [
+            f"| {model} | {war / 100:.3f} | {uar / 100:.3f} |" for model, (war, uar) in summary["published"].items()
+        ]
     return "\n".join(lines) + "\n"
 
 
