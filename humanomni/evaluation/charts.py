@@ -111,6 +111,7 @@ def _figures(histories: Mapping[str, Sequence[Mapping[str, object]]]) -> dict[st
     logged = {key for history in histories.values() for entry in history for key in entry}
     rewards = sorted(key for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
     titles |= {key: f"Reward: {key.split('/')[1]}" for key in rewards}
+    titles |= {key: f"Missing: {key}" for key in sorted(logged) if "missing" in key}
     return {key: title for key, title in titles.items() if key in logged}
 
 
