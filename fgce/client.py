@@ -7,14 +7,13 @@ with status "missing" and the reason. One call sends all explanations of a rank 
 import asyncio
 import logging
 import os
-import ssl
 from collections.abc import Sequence
-from functools import cache
 
 import httpx
 import tenacity
 from pydantic import ValidationError
 
+from fgce.endpoints import Endpoint, Endpoints, ssl_context
 from fgce.schema import ExplanationScore, MissingReason, ScoreItem, ScoreMode, ScoreRequest, ScoreResponse
 
 logger = logging.getLogger(__name__)
@@ -34,20 +33,22 @@ class _NoAnswerError(Exception):
         self.retry_after = retry_after
 
 
-def connect_args(url: str | None = None, token: str | None = None) -> tuple[str, str | None]:
-    """Base URL and bearer token: the arguments, else FGCE_URL and FGCE_TOKEN, else http://$POD_IP:8000.
+def connect_args(url: str | None = None, token: str | None = None) -> tuple[list[str], str | None]:
+    """Base URLs and bearer token: the arguments, else FGCE_URL and FGCE_TOKEN, else http://$POD_IP:8000.
 
-    POD_IP is the variable that the authors' launcher sets; without any of these the server is on loopback.
+    Several URLs are separated by commas or white space, as in the endpoints file that srun_fgce.sh writes. POD_IP is
+    the variable that the authors' launcher sets; without any of these the server is on loopback.
     """
-    url = url or os.environ.get("FGCE_URL") or f"http://{os.environ.get('POD_IP') or '127.0.0.1'}:8000"
-    return url.rstrip("/"), token or os.environ.get("FGCE_TOKEN")
+    urls = url or os.environ.get("FGCE_URL") or f"http://{os.environ.get('POD_IP') or '127.0.0.1'}:8000"
+    return [one.rstrip("/") for one in urls.replace(",", " ").split()], token or os.environ.get("FGCE_TOKEN")
 
 
 class FgceClient:
     """Scores explanations over HTTP. Safe to use from several event loops and from plain synchronous code.
 
     Args:
-        url: base URL; see `connect_args` for the default.
+        url: base URL, or several separated by commas; see `connect_args` for the default. Each request goes to the
+            least loaded server that answers, and on to another one where it fails.
         token: bearer token; see `connect_args`.
         deadline: seconds that one `score` call may take in all, retries included. Keep it below the trainer's
             collective time-out.
@@ -64,7 +65,8 @@ class FgceClient:
         attempts: int = 4,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url, self._token = connect_args(url, token)
+        urls, self._token = connect_args(url, token)
+        self._endpoints = Endpoints(urls)
         self.deadline = deadline
         self.attempts = attempts
         self._transport = transport
@@ -89,7 +91,7 @@ class FgceClient:
             async with asyncio.timeout(self.deadline):
                 return await self._with_retries(request)
         except TimeoutError:
-            failure = _NoAnswerError(MissingReason.TIMEOUT, f"no answer from {self.url} within {self.deadline:g} s")
+            failure = _NoAnswerError(MissingReason.TIMEOUT, f"no answer within {self.deadline:g} s")
         except _NoAnswerError as error:
             failure = error
         logger.warning("FG-CE: %d explanations are missing: %s", len(items), failure)
@@ -123,26 +125,47 @@ class FgceClient:
         body = request.model_dump_json(exclude_none=True)
         # A connection pool belongs to one event loop, so each call has its own: a rank makes one call a step.
         async with httpx.AsyncClient(
-            transport=self._transport, timeout=self.deadline, verify=_ssl_context(), headers=headers
+            transport=self._transport, timeout=self.deadline, verify=ssl_context(), headers=headers
         ) as http:
-            return await retrying(self._attempt, http, body, request)
+            return await retrying(self._attempt, http, body, request, [])
 
-    async def _attempt(self, http: httpx.AsyncClient, body: str, request: ScoreRequest) -> ScoreResponse:
+    async def _attempt(
+        self, http: httpx.AsyncClient, body: str, request: ScoreRequest, tried: list[Endpoint]
+    ) -> ScoreResponse:
+        endpoint = self._endpoints.pick(avoid=tried)
+        if endpoint is None:
+            detail = "every server failed again and again; none is asked until it has cooled down"
+            raise _NoAnswerError(MissingReason.UNREACHABLE, detail, final=True)
+        tried.append(endpoint)
         try:
-            answer = await http.post(f"{self.url}/v1/score", content=body)
+            with self._endpoints.using(endpoint):
+                scored = await self._ask(http, endpoint.url, body, request)
+        except _NoAnswerError as error:
+            if error.reason not in {MissingReason.OVERLOADED, MissingReason.REFUSED}:
+                self._endpoints.failed(endpoint)
+            raise
+        except asyncio.CancelledError:  # the deadline passed: this server was too slow
+            self._endpoints.failed(endpoint)
+            raise
+        self._endpoints.succeeded(endpoint)
+        return scored
+
+    async def _ask(self, http: httpx.AsyncClient, url: str, body: str, request: ScoreRequest) -> ScoreResponse:
+        try:
+            answer = await http.post(f"{url}/v1/score", content=body)
         except httpx.TimeoutException as error:
-            raise _NoAnswerError(MissingReason.TIMEOUT, f"{self.url}: {error!r}") from error
+            raise _NoAnswerError(MissingReason.TIMEOUT, f"{url}: {error!r}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _NoAnswerError(MissingReason.UNREACHABLE, f"{self.url}: {error!r}") from error
-        if answer.status_code != 200:
+            raise _NoAnswerError(MissingReason.UNREACHABLE, f"{url}: {error!r}") from error
+        if answer.status_code != httpx.codes.OK:
             raise _refusal(answer)
         try:
             scored = ScoreResponse.model_validate_json(answer.content)
         except ValidationError as error:
-            detail = f"{self.url}: the answer is not a score response: {error.errors()[0]['msg']}"
+            detail = f"{url}: the answer is not a score response: {error.errors()[0]['msg']}"
             raise _NoAnswerError(MissingReason.BAD_RESPONSE, detail) from error
         if [result.id for result in scored.results] != [item.id for item in request.items]:
-            raise _NoAnswerError(MissingReason.BAD_RESPONSE, f"{self.url}: the answer's ids are not the request's")
+            raise _NoAnswerError(MissingReason.BAD_RESPONSE, f"{url}: the answer's ids are not the request's")
         return scored
 
 
@@ -179,9 +202,3 @@ def _wait(state: tenacity.RetryCallState) -> float:
     if isinstance(error, _NoAnswerError) and error.retry_after is not None:
         return error.retry_after + _backoff(state)
     return _backoff(state)
-
-
-@cache
-def _ssl_context() -> ssl.SSLContext:
-    """Made once: loading the system's certificates takes tens of milliseconds."""
-    return ssl.create_default_context()

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from string import Template
 from typing import Annotated, Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fgce.schema import SCALES, Function, Modality, RubricInfo, ScoreMode
 
@@ -18,12 +20,62 @@ class RubricError(ValueError):
     """A rubric file is unusable; the message names the file, the line and the mend."""
 
 
+def _template(*names: str) -> Callable[[str], str]:
+    """A check that a prompt fills in exactly these $names."""
+
+    def check(text: str) -> str:
+        found = set(Template(text).get_identifiers())
+        if found != set(names) or not Template(text).is_valid():
+            wanted, there = (", ".join(f"${name}" for name in sorted(some)) or "none" for some in (set(names), found))
+            raise ValueError(f"the prompt must fill in {wanted} (write $$ for a dollar sign); it has {there}")
+        return text
+
+    return check
+
+
 class Label(BaseModel):
     """A function or a modality: what it means and what a sentence that has it weighs."""
 
     model_config = ConfigDict(extra="forbid")
     definition: Annotated[str, Field(min_length=1)]
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class JsonAnswers(BaseModel):
+    """How the json protocol asks for an answer."""
+
+    model_config = ConfigDict(extra="forbid")
+    label: str
+    rate: str
+    rate_and_explain: str
+
+
+class FastAnswers(BaseModel):
+    """How the fast protocol asks for an answer."""
+
+    model_config = ConfigDict(extra="forbid")
+    label: str
+    rate: str
+
+
+class Answers(BaseModel):
+    """How each protocol asks for an answer."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    json_: JsonAnswers = Field(alias="json")
+    fast: FastAnswers
+
+
+class Prompts(BaseModel):
+    """What a judge that is a language model reads: a template a step, and what goes into both."""
+
+    model_config = ConfigDict(extra="forbid")
+    label: Annotated[str, AfterValidator(_template("functions", "modalities", "modality_rules", "guard", "answer"))]
+    rate: Annotated[
+        str, AfterValidator(_template("function", "definition", "criteria", "scoring_rules", "guard", "answer"))
+    ]
+    guard: str
+    answers: Answers
 
 
 class Rubric(BaseModel):
@@ -39,6 +91,7 @@ class Rubric(BaseModel):
     modality_rules: list[str]
     scoring_rules: list[str]
     criteria: dict[ScoreMode, dict[Function, dict[int, str]]]
+    prompts: Prompts
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -63,7 +116,7 @@ class Rubric(BaseModel):
     @cached_property
     def info(self) -> RubricInfo:
         """Version and hash. The hash is of the content: comments and layout of the file do not change it."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        content = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, ensure_ascii=False)
         return RubricInfo(version=self.version, sha256=hashlib.sha256(content.encode()).hexdigest())
 
 

@@ -1,12 +1,16 @@
 """Judges: who answers the two questions about a sentence."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from fgce.judges.base import Judge
 from fgce.judges.lexicon import LexiconJudge
+from fgce.judges.model import ModelJudge
+from fgce.judges.openai import OpenAIConfig, OpenAIEngine
+from fgce.judges.protocols import make_protocol
 from fgce.rubric import Rubric
+from fgce.schema import JudgeInfo
 
 
 class LexiconConfig(BaseModel):
@@ -16,9 +20,12 @@ class LexiconConfig(BaseModel):
     backend: Literal["lexicon"] = "lexicon"
 
 
-JudgeConfig = LexiconConfig
+JudgeConfig = Annotated[LexiconConfig | OpenAIConfig, Field(discriminator="backend")]
 
 
 def build_judge(config: JudgeConfig, rubric: Rubric) -> Judge:
     """The judge that a configuration names."""
-    return LexiconJudge()
+    if isinstance(config, LexiconConfig):
+        return LexiconJudge()
+    info = JudgeInfo(backend=config.backend, model=config.model, revision=config.revision)
+    return ModelJudge(OpenAIEngine(config), make_protocol(config.protocol, rubric), info)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -114,15 +115,52 @@ async def test_the_token_is_sent():
 def test_where_to_connect(monkeypatch: pytest.MonkeyPatch):
     for name in ("FGCE_URL", "FGCE_TOKEN", "POD_IP"):
         monkeypatch.delenv(name, raising=False)
-    assert connect_args() == ("http://127.0.0.1:8000", None)
+    assert connect_args() == (["http://127.0.0.1:8000"], None)
     monkeypatch.setenv("POD_IP", "10.0.0.7")
-    assert connect_args()[0] == "http://10.0.0.7:8000"
-    monkeypatch.setenv("FGCE_URL", "http://node3:9000/")
+    assert connect_args()[0] == ["http://10.0.0.7:8000"]
+    monkeypatch.setenv("FGCE_URL", "http://node3:9000/, http://node4:9000\n")
     monkeypatch.setenv("FGCE_TOKEN", "t")
-    assert connect_args() == ("http://node3:9000", "t")
-    assert connect_args("http://mine", "u") == ("http://mine", "u")
+    assert connect_args() == (["http://node3:9000", "http://node4:9000"], "t")
+    assert connect_args("http://mine", "u") == (["http://mine"], "u")
 
 
 def test_nobody_listening_is_missing_too():
     response = score(ITEMS, "http://127.0.0.1:9")
     assert {result.reason for result in response.results} == {"unreachable"}
+
+
+async def test_another_server_answers_for_a_dead_one():
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        return reset(request) if request.url.host == "dead" else httpx.Response(200, json=GOOD)
+
+    two = FgceClient("http://dead,http://alive", transport=httpx.MockTransport(answer))
+    for _ in range(12):
+        assert (await two.score(ITEMS)).results[0].score == 5
+    assert asked.count("dead") == 5  # then it is left alone
+
+
+async def test_a_server_that_keeps_failing_is_left_alone_until_it_has_cooled_down(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr("fgce.endpoints.time", SimpleNamespace(monotonic=lambda: now[0]))
+    asked: list[float] = []
+    alive = False
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(now[0])
+        return httpx.Response(200, json=GOOD) if alive else httpx.Response(500)
+
+    one = client(answer)
+    for _ in range(5):
+        assert (await one.score(ITEMS)).results[0].status == "missing"
+    assert len(asked) == 5
+    now[0] += 6
+    await one.score(ITEMS)
+    assert len(asked) == 6  # one attempt found it still failing
+    alive = True
+    now[0] += 6
+    assert (await one.score(ITEMS)).results[0].reason == "unreachable"  # it is left alone for longer now
+    now[0] += 6
+    assert (await one.score(ITEMS)).results[0].score == 5

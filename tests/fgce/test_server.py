@@ -101,7 +101,7 @@ def test_a_sentence_the_judge_cannot_read_is_an_error_item(http: httpx.Client):
         "score_mode": "fine_grained",
     }
     (item,) = http.post("/function_eval", json=body).json()
-    assert item["error"].startswith("unsupported_language")
+    assert item["error"].startswith("first-stage batch generation error: the lexicon judge knows English")
 
 
 def test_metrics_count_what_happened(http: httpx.Client):

@@ -1,0 +1,169 @@
+"""The engine behind the `openai` judge: any OpenAI-compatible chat endpoint, or several.
+
+vllm serve, SGLang, llama.cpp's server and hosted models all speak this. Requests go to the healthy endpoint with the
+least in flight; what one cannot answer is tried on another.
+"""
+
+import asyncio
+import os
+import time
+from typing import Annotated, Any, Literal
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field
+
+from fgce.endpoints import Endpoint, Endpoints, ssl_context
+from fgce.judges.base import Answer, JudgeError
+from fgce.judges.protocols import Completion, ProtocolName, Query, TokenChoice
+from fgce.schema import MissingReason, Usage
+
+_RETRIED_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
+_PAUSE = 0.1  # seconds, doubled with each attempt at an endpoint that has just failed
+_ALTERNATIVES = 20  # log-probabilities asked for; the scale's digits are among the likeliest
+
+
+class OpenAIConfig(BaseModel):
+    """Settings of the `openai` judge.
+
+    `base_urls` end in /v1. `revision` is the model's, as far as you know it: it goes into the cache's key and every
+    response. `constraints` says how decoding is constrained: `vllm` (structured_outputs), `json_schema`
+    (response_format; json protocol only) or `none`, where an answer may fail to parse and is then missing.
+    `concurrency` bounds the requests in flight at an endpoint, `timeout` (seconds) each attempt.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    backend: Literal["openai"]
+    model: str
+    revision: str = "unknown"
+    base_urls: Annotated[list[str], Field(min_length=1)]
+    protocol: ProtocolName = "json"
+    constraints: Literal["vllm", "json_schema", "none"] = "json_schema"
+    api_key_variable: str = "OPENAI_API_KEY"
+    concurrency: Annotated[int, Field(gt=0)] = 256
+    attempts: Annotated[int, Field(gt=0)] = 3
+    timeout: Annotated[float, Field(gt=0)] = 30.0
+
+
+class _AttemptError(Exception):
+    """An endpoint gave no answer. `final`: another attempt would get none either."""
+
+    def __init__(self, reason: MissingReason, detail: str, *, healthy: bool = False, final: bool = False) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.healthy = healthy
+        self.final = final
+
+
+class OpenAIEngine:
+    """Implements `fgce.judges.model.Engine` over HTTP."""
+
+    def __init__(self, config: OpenAIConfig) -> None:
+        self._config = config
+        self._endpoints = Endpoints(config.base_urls)
+        self._slots = {endpoint: asyncio.Semaphore(config.concurrency) for endpoint in self._endpoints.all}
+        key = os.environ.get(config.api_key_variable)
+        self._http = httpx.AsyncClient(
+            timeout=config.timeout,
+            verify=ssl_context(),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=config.concurrency),
+        )
+
+    async def complete(self, query: Query) -> Completion:
+        """Raises JudgeError when no attempt got an answer."""
+        body = self._body(query)
+        tried: list[Endpoint] = []
+        for attempt in range(1, self._config.attempts + 1):
+            endpoint = await self._pick(tried)
+            again = endpoint in tried
+            tried.append(endpoint)
+            try:
+                if again:
+                    await asyncio.sleep(_PAUSE * 2**attempt)
+                completion = await self._attempt(endpoint, body, attempt)
+            except _AttemptError as error:
+                if not error.healthy:
+                    self._endpoints.failed(endpoint)
+                if error.final or attempt == self._config.attempts:
+                    raise JudgeError(error.reason, str(error)) from error
+            else:
+                self._endpoints.succeeded(endpoint)
+                return completion
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _pick(self, tried: list[Endpoint]) -> Endpoint:
+        """The endpoint to ask. Where all are cooling down, waits as long as an attempt may take."""
+        patience = time.monotonic() + self._config.timeout
+        while (endpoint := self._endpoints.pick(avoid=tried)) is None:
+            if time.monotonic() > patience:
+                urls = ", ".join(one.url for one in self._endpoints.all)
+                raise JudgeError(MissingReason.JUDGE_ERROR, f"every endpoint keeps failing: {urls}")
+            await asyncio.sleep(_PAUSE)
+        return endpoint
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    def _body(self, query: Query) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._config.model,
+            "messages": query.messages,
+            "max_tokens": query.max_tokens,
+            "temperature": 0.0,
+        }
+        if query.choices and self._config.constraints != "json_schema":
+            body |= {"logprobs": True, "top_logprobs": _ALTERNATIVES}
+        if self._config.constraints == "vllm":
+            constraint = {"choice": list(query.choices)} if query.choices else {"json": query.schema}
+            body["structured_outputs"] = constraint
+        elif self._config.constraints == "json_schema":
+            named = {"name": "answer", "strict": True, "schema": query.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+        return body
+
+    async def _attempt(self, endpoint: Endpoint, body: dict[str, Any], attempt: int) -> Completion:
+        url = f"{endpoint.url}/chat/completions"
+        async with self._slots[endpoint]:
+            with self._endpoints.using(endpoint):
+                try:
+                    response = await self._http.post(url, json=body)
+                except httpx.TimeoutException as error:
+                    raise _AttemptError(MissingReason.TIMEOUT, f"{url}: {error!r}") from error
+                except (httpx.HTTPError, httpx.InvalidURL) as error:
+                    raise _AttemptError(MissingReason.JUDGE_ERROR, f"{url}: {error!r}") from error
+        if response.status_code != httpx.codes.OK:
+            detail = f"{url}: HTTP {response.status_code} {response.text[:200]}"
+            final = response.status_code not in _RETRIED_STATUS
+            healthy = final or response.status_code == httpx.codes.TOO_MANY_REQUESTS
+            raise _AttemptError(MissingReason.JUDGE_ERROR, detail, healthy=healthy, final=final)
+        try:
+            return _read(response.json(), attempt)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            detail = f"{url}: no chat completion: {response.text[:200]}"
+            raise _AttemptError(MissingReason.JUDGE_ERROR, detail) from error
+
+
+def _read(body: Any, attempt: int) -> Completion:
+    """A chat completion's text, usage and log-probabilities; raises one of several errors for anything else."""
+    choice = body["choices"][0]
+    text = choice["message"]["content"]
+    if not isinstance(text, str):
+        raise TypeError("the message has no text")
+    usage = body.get("usage") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    answer = Answer(
+        text,
+        Usage(
+            prompt=usage.get("prompt_tokens") or 0,
+            completion=usage.get("completion_tokens") or 0,
+            cached=details.get("cached_tokens") or 0,
+        ),
+        attempt,
+    )
+    entries = (choice.get("logprobs") or {}).get("content") or []
+    tokens = tuple(
+        TokenChoice(entry["logprob"], {top["token"]: top["logprob"] for top in entry.get("top_logprobs") or []})
+        for entry in entries
+    )
+    return Completion(answer, tokens)
