@@ -1,29 +1,22 @@
-"""Read one clip: a few RGB frames and the 16 kHz mono waveform.
+"""Read one clip: a few RGB frames and the mono waveform.
 
-Frames are chosen by the authors' formula and decoded by decord, the decoder the published checkpoints were
-trained with. Squaring, resizing and normalising frames is the processor's work, not this file's.
+Frames are chosen by the authors' formula, and an ordinary file gives the numbers that their decoder gave. Squaring,
+resizing and normalising frames is the processor's work, not this file's.
 """
 
-import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
-import decord
 import numpy as np
 
-logger = logging.getLogger(__name__)
+from humanomni.media_audio import read_waveform
+from humanomni.media_container import MediaError
+from humanomni.media_images import FOLDER_FPS, list_images, read_images
+from humanomni.media_timeline import Timeline, sample_frame_indices
+from humanomni.media_video import read_frames, scan_video
 
-NAN_SAMPLE = -1.5  # what the authors' release puts in place of a NaN sample
-
-
-class MediaError(Exception):
-    """A media file cannot be read; the message names the file and the reason."""
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = Path(path)
-        self.reason = reason
+__all__ = ["Clip", "MediaError", "load_clip", "sample_frame_indices"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +25,8 @@ class Clip:
 
     Attributes:
         frames: uint8 RGB [T, H, W, 3], or None when video was not asked for or the file holds none.
-        waveform: float32 mono [n] at the rate asked for, or None when not asked for or without a track.
-        fps: average frame rate of the source; 0.0 without frames.
+        waveform: float32 mono [n] at the rate asked for, or None when not asked for or without sound.
+        fps: average frame rate of the source; 0.0 for sound alone.
         duration: seconds that the part spans.
     """
 
@@ -48,23 +41,6 @@ class Clip:
         return self.waveform is not None
 
 
-def sample_frame_indices(length: int, num_frames: int) -> list[int]:
-    """Spread `num_frames` indices over a range of `length` frames, at the middle of equal segments.
-
-    The authors' formula, rounding half to even; indices repeat when the range is shorter than asked.
-
-    Raises:
-        ValueError: `length` or `num_frames` is below 1.
-    """
-    if length < 1 or num_frames < 1:
-        raise ValueError(
-            f"need at least one frame to sample from and one to take, not {length} and {num_frames}"
-        )
-    segment = (length - 1) / num_frames
-    edges = segment * np.arange(num_frames + 1, dtype=np.float64)
-    return np.round((edges[:-1] + edges[1:]) / 2 + 1e-6).astype(int).tolist()
-
-
 def load_clip(
     path: str | Path,
     *,
@@ -74,79 +50,57 @@ def load_clip(
     end: float | None = None,
     video: bool = True,
     audio: bool = True,
+    max_audio_seconds: float = math.inf,
 ) -> Clip:
-    """Decode `num_frames` frames and the waveform of one media file.
+    """Decode `num_frames` frames and the waveform of a video, a sound file, an image or a folder of frames.
 
     Args:
-        path: a video or audio file.
+        path: a file, or a folder of images, which counts as a video of 3 frames a second.
         num_frames: frames to take, evenly spread over the part between `start` and `end`.
         sampling_rate: of the waveform, in Hz.
-        start: seconds at which the part begins; None is the beginning.
-        end: seconds at which it ends; None is the end.
+        start: second at which the part begins; None is the beginning.
+        end: second at which it ends; None is the end.
         video: whether to decode frames.
         audio: whether to decode the waveform.
+        max_audio_seconds: length at which the waveform is cut; nothing beyond it is decoded.
 
     Raises:
-        MediaError: the file is missing, empty, damaged beyond decoding, or holds nothing that was asked for.
-            An absent audio track is no error: see `Clip.has_audio`.
+        MediaError: the file is missing, empty, damaged beyond decoding, or holds nothing that was asked for. An
+            absent audio track is no error: see `Clip.has_audio`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MediaError(path, "no such file")
-    start, end = _ordered(start, end)
-    has_video, has_audio = _streams(path)
-    frames, fps, duration = None, 0.0, 0.0
-    if video and has_video:
-        frames, fps, duration = _read_frames(path, num_frames, start, end)
-    waveform = _read_waveform(path, sampling_rate, start, end) if audio and has_audio else None
-    if frames is None:
-        if waveform is None and video:
-            raise MediaError(path, "holds no video stream")
-        duration = 0.0 if waveform is None else len(waveform) / sampling_rate
-    return Clip(frames, waveform, fps, duration)
+    if not path.exists():
+        raise MediaError(path, "no such file or folder")
+    begin, stop = _time_range(start, end)
+    if images := list_images(path):
+        timeline = Timeline.even(len(images), FOLDER_FPS)
+        part = _part(path, timeline, begin, stop)
+        chosen = [images[part[i]] for i in sample_frame_indices(len(part), num_frames)]
+        return Clip(read_images(chosen) if video else None, None, timeline.fps, timeline.duration(part))
+    track = scan_video(path)
+    waveform = frames = None
+    if audio:
+        as_decord = track is not None and track.ordinary
+        waveform = read_waveform(path, sampling_rate, begin, min(stop, begin + max_audio_seconds), as_decord=as_decord)
+    if track is None:
+        if waveform is None:
+            raise MediaError(path, "holds no pictures" + (f" and no sound after {begin:g} s" if audio else ""))
+        return Clip(None, waveform, 0.0, len(waveform) / sampling_rate)
+    part = _part(path, track.timeline, begin, stop)
+    if video:
+        frames = read_frames(path, track, [part[i] for i in sample_frame_indices(len(part), num_frames)])
+    return Clip(frames, waveform, track.timeline.fps, track.timeline.duration(part))
 
 
-def _ordered(start: float | None, end: float | None) -> tuple[float, float | None]:
+def _time_range(start: float | None, end: float | None) -> tuple[float, float]:
     """The authors' rule: negatives are 0, a swapped pair is turned round, an empty range lasts a second."""
-    start = max(start or 0.0, 0.0)
-    if end is None:
-        return start, None
-    start, end = sorted((start, max(end, 0.0)))
-    return start, end if end > start else start + 1.0
+    begin, stop = sorted((max(start or 0.0, 0.0), math.inf if end is None else max(end, 0.0)))
+    return begin, stop if stop > begin else begin + 1.0
 
 
-def _streams(path: Path) -> tuple[bool, bool]:
-    try:
-        with av.open(path) as container:
-            return bool(container.streams.video), bool(container.streams.audio)
-    except av.FFmpegError as error:
-        raise MediaError(path, f"not a media file that can be opened ({error.strerror})") from error
-
-
-def _read_frames(
-    path: Path, num_frames: int, start: float, end: float | None
-) -> tuple[np.ndarray, float, float]:
-    try:
-        reader = decord.VideoReader(str(path))
-        fps = reader.get_avg_fps()
-        first = max(int(start * fps) - 1, 0)
-        last = len(reader) - 1 if end is None else min(int(end * fps) - 1, len(reader) - 1)
-        if last < first:
-            raise MediaError(
-                path, f"no frame lies between {start} s and {end} s; it has {len(reader) / fps:.2f} s"
-            )
-        indices = [first + i for i in sample_frame_indices(last - first + 1, num_frames)]
-        return reader.get_batch(indices).asnumpy(), fps, (last - first + 1) / fps
-    except (decord.DECORDError, RuntimeError) as error:
-        raise MediaError(path, f"its video cannot be decoded ({str(error).splitlines()[0]})") from error
-
-
-def _read_waveform(path: Path, sampling_rate: int, start: float, end: float | None) -> np.ndarray:
-    """Mono waveform [n]; cut along time, where the authors' release cuts along the channels."""
-    try:
-        samples = decord.AudioReader(str(path), sample_rate=sampling_rate, mono=True)[:].asnumpy()
-    except (decord.DECORDError, RuntimeError) as error:
-        raise MediaError(path, f"its audio track cannot be decoded ({str(error).splitlines()[0]})") from error
-    waveform = np.nan_to_num(samples, nan=NAN_SAMPLE).mean(axis=0)
-    stop = None if end is None else round(end * sampling_rate)
-    return waveform[round(start * sampling_rate) : stop]
+def _part(path: Path, timeline: Timeline, begin: float, stop: float) -> range:
+    part = timeline.between(begin, stop)
+    if not part:
+        whole = timeline.duration(range(len(timeline.seconds)))
+        raise MediaError(path, f"no frame between second {begin:g} and {stop:g}: it lasts {whole:.2f} s")
+    return part

@@ -1,0 +1,179 @@
+"""Frames of a video by their number: decord for ordinary files, PyAV for the rest.
+
+decord is the decoder that the published checkpoints were trained with, and PyAV gives the same bytes. decord aborts
+the process, though, when a header states a wrong number of frames, and it misjudges or refuses some containers. So
+the packets are counted first, which decodes nothing, and only a file that is what its header says goes to decord.
+"""
+
+import logging
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from humanomni.media_container import MediaError, decoded, open_container, packets, video_stream
+from humanomni.media_timeline import Timeline
+
+try:
+    import decord
+except ImportError:  # it exists for x86-64 only; PyAV reads everything elsewhere
+    decord = None
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS = 2**26  # of one frame, twice 8K: a damaged header may ask for gigabytes
+FALLBACK_FPS = 25.0  # where a container states no frame rate
+
+
+@dataclass(frozen=True)
+class VideoTrack:
+    """What the packets of a video stream tell without being decoded.
+
+    Attributes:
+        timeline: when each of the N frames is shown.
+        keys: what tells a frame apart, ascending: its time stamp, or its number where the container stores no times.
+        entries: keys at which decoding can begin; empty when it can begin at the start of the file only.
+        ordinary: whether the file is what its header says, so that decord may read it.
+    """
+
+    timeline: Timeline
+    keys: list[int]
+    entries: list[int]
+    ordinary: bool
+
+
+def scan_video(path: Path) -> VideoTrack | None:
+    """Count and time the frames of the main video stream; None when there is no such stream.
+
+    Raises:
+        MediaError: the container cannot be opened, or its video stream holds no frame.
+    """
+    with open_container(path) as container:
+        stream = video_stream(container)
+        if stream is None:
+            return None
+        if stream.width * stream.height > MAX_PIXELS:
+            raise MediaError(path, f"a frame of {stream.width}x{stream.height} pixels is too large to read")
+        rate = stream.average_rate or stream.guessed_rate
+        fps = float(rate) if rate else FALLBACK_FPS
+        count = hidden = 0
+        stamps: set[int] = set()
+        entries: list[int] = []
+        for packet in packets(container, stream):
+            if packet.is_discard:  # cut off by an edit list: needed for decoding, never shown
+                hidden += 1
+                continue
+            count += 1
+            if packet.pts is not None:
+                stamps.add(packet.pts)
+                if packet.is_keyframe:
+                    entries.append(packet.pts)
+        if not count:
+            raise MediaError(path, "its video stream holds no frame; was the recording or copy broken off?")
+        keys = sorted(stamps)
+        timeline = Timeline.even(count, fps)
+        if len(keys) < count or container.format.name == "avi":  # AVI stores the order of frames, not their times
+            keys, entries = list(range(count)), []
+        else:
+            entries.sort()
+            timeline = Timeline((np.array(keys, dtype=np.float64) - keys[0]) * float(stream.time_base or 0), fps)
+            if not timeline.regular and timeline.seconds[-1] > 0:  # the stated rate is not what the time stamps say
+                timeline = Timeline(timeline.seconds, (count - 1) / float(timeline.seconds[-1]))
+        return VideoTrack(timeline, keys, entries, timeline.regular and hidden == 0 and stream.frames == count)
+
+
+def read_frames(path: Path, track: VideoTrack, indices: list[int]) -> np.ndarray:
+    """RGB frames uint8 [T, H, W, 3], upright, at ascending `indices` (repeats allowed).
+
+    Decoding jumps to the key frame before each wanted frame where the container allows it, and keeps wanted frames
+    only, so memory does not grow with the length of the video. A frame that is damaged beyond decoding is replaced
+    by the next one, or the last.
+
+    Raises:
+        MediaError: no frame can be decoded.
+    """
+    if track.ordinary and decord is not None:
+        frames = _decord_frames(path, len(track.keys), indices)
+        if frames is not None:
+            return frames
+    wanted = [track.keys[i] for i in indices]
+    found = _jump(path, track.entries, wanted)
+    if found.keys() < set(wanted):
+        found = _walk(path, wanted, stamped=bool(track.entries))
+    return _upright([found[key] for key in wanted])
+
+
+def _decord_frames(path: Path, count: int, indices: list[int]) -> np.ndarray | None:
+    """Frames [T, H, W, 3] as decord gives them, or None when it cannot."""
+    try:
+        reader = decord.VideoReader(str(path.absolute()))
+        if len(reader) == count:
+            return reader.get_batch(indices).asnumpy()
+        reason = f"it counts {len(reader)} frames, not {count}"
+    except (RuntimeError, decord.DECORDError) as error:
+        reason = str(error).strip().partition("\n")[0]
+    logger.debug("%s: its frames are read by PyAV, not by decord: %s", path, reason)
+    return None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    with open_container(path) as container:
+        stream = video_stream(container)
+        if stream is None:
+            raise MediaError(path, "its video stream vanished while it was read")
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def _jump(path: Path, entries: list[int], wanted: list[int]) -> dict[int, av.VideoFrame]:
+    """The `wanted` frames by time stamp, up to the first that is not where time stamps and key frames say."""
+    found: dict[int, av.VideoFrame] = {}
+    if not entries:
+        return found
+    with _opened(path) as (container, stream):
+        frames: Iterator[av.VideoFrame] = iter(())
+        position = None
+        for key in sorted(set(wanted)):
+            entry = entries[max(bisect_right(entries, key) - 1, 0)]
+            if position is None or entry > position:
+                container.seek(entry, stream=stream)
+                frames = decoded(container, stream)
+            for frame in frames:
+                position = frame.pts
+                if position is None or position >= key:
+                    break
+            if position != key:
+                break
+            found[key] = frame
+    return found
+
+
+def _walk(path: Path, wanted: list[int], *, stamped: bool) -> dict[int, av.VideoFrame]:
+    """The `wanted` frames, each the first at or after its key, or the last of all, found by decoding from the start."""
+    found: dict[int, av.VideoFrame] = {}
+    remaining = sorted(set(wanted), reverse=True)
+    frame = None
+    with _opened(path) as (container, stream):
+        for number, frame in enumerate(decoded(container, stream)):
+            key = frame.pts if stamped else number
+            while remaining and key is not None and key >= remaining[-1]:
+                found[remaining.pop()] = frame
+            if not remaining:
+                return found
+        if frame is None:
+            raise MediaError(path, f"its video ({stream.codec_context.name}) cannot be decoded")
+    return found | dict.fromkeys(remaining, frame)
+
+
+def _upright(frames: list[av.VideoFrame]) -> np.ndarray:
+    """RGB uint8 [T, H, W, 3], turned as the recorder's rotation tag says; frames of another size are scaled."""
+    width, height = frames[0].width, frames[0].height
+    stack = np.stack([frame.to_ndarray(format="rgb24", width=width, height=height) for frame in frames])
+    return np.ascontiguousarray(np.rot90(stack, k=round(frames[0].rotation / 90), axes=(1, 2)))
