@@ -1,4 +1,4 @@
-"""Command line of the evaluator: python -m fgce serve | score."""
+"""Command line of the evaluator: python -m fgce serve | score | agreement | replay | rubric."""
 
 import sys
 

@@ -35,6 +35,8 @@ class MissingReason(StrEnum):
     UNSUPPORTED_LANGUAGE = "unsupported_language"
     UNSUPPORTED_EMOTION = "unsupported_emotion"
     TOO_LARGE = "too_large"
+    # what the record to score lacks
+    NO_INPUT = "no_input"
     # what happened between client and server
     UNREACHABLE = "unreachable"
     OVERLOADED = "overloaded"

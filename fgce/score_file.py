@@ -1,17 +1,46 @@
-"""Scoring a file of explanations: JSONL or CSV with an explanation and an emotion column."""
+"""Scoring a file of explanations, whoever wrote it: JSONL or CSV, resumable, with a summary."""
 
 import csv
 import json
+import logging
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
-from fgce.schema import ExplanationScore, ScoreItem, ScoreRequest, ScoreResponse
+from fgce.monitors import monitor
+from fgce.schema import ExplanationScore, MissingReason, ScoreItem, ScoreRequest, ScoreResponse
+
+logger = logging.getLogger(__name__)
+
+# Scores a batch: `Scorer.score` in this process or a client's.
+ScoreBatch = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
+
+# Takes explanation and emotion, or None, from a record.
+Taker = Callable[[dict[str, Any]], tuple[Any, Any]]
+
+# Explanation and emotion columns that programs of this field write, looked for in this order.
+KNOWN_COLUMNS = (
+    ("think_text", "pred"),  # HumanOmni's inference and ours
+    ("explanation", "predicted_emotion"),  # FG-CE's own items
+    ("explanation", "emotion"),
+    ("reasoning", "prediction"),
+    ("rationale", "emotion"),
+)
+_TAGGED = re.compile(r"<think>(.*?)</think>.*?<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+# These say nothing about the explanation, so a second run asks again.
+_WORTH_ANOTHER_TRY = set(MissingReason) - {
+    MissingReason.UNSUPPORTED_LANGUAGE,
+    MissingReason.UNSUPPORTED_EMOTION,
+    MissingReason.TOO_LARGE,
+    MissingReason.NO_INPUT,
+}
 
 
 class InputError(ValueError):
@@ -20,62 +49,79 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the input's columns."""
+    """Names of the input's columns; those that are None are found by what the first record has."""
+
+    id: str = "id"
+    explanation: str | None = None
+    emotion: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record to score; without an item its explanation or emotion is null, as after a failed inference."""
 
     id: str
-    explanation: str
-    emotion: str
-
-
-# Scores a batch: `Scorer.score` in this process or a client's.
-ScoreBatch = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
+    item: ScoreItem | None
 
 
 async def score_file(
     source: Path, target: Path, columns: Columns, score: ScoreBatch, *, batch_size: int = 64
 ) -> dict[str, Any]:
-    """Scores every record of `source`, writes one ExplanationScore a line to `target`, returns a summary.
+    """Scores every record of `source` into `target`, one ExplanationScore a line in the input's order.
+
+    A second run keeps the lines that an interrupted one has written, and asks again for what was missing because of
+    the judge. `<target>.meta.json` holds rubric and judge, so that scores of two rubrics do not mix.
 
     Raises:
-        InputError: a record is malformed or lacks a column.
+        InputError: a record is malformed, lacks a column or repeats an id, or `target` is of another rubric or judge.
     """
-    items = list(read_items(source, columns))
-    results: list[ExplanationScore] = []
-    with (
-        target.open("w", encoding="utf-8") as lines,
-        tqdm(total=len(items), unit="expl", disable=None) as bar,
-    ):
-        for start in range(0, len(items), batch_size):
-            response = await score(ScoreRequest(items=items[start : start + batch_size]))
+    entries = list(read_entries(source, columns))
+    done = _read_done(target)
+    todo = [entry.item for entry in entries if entry.item and entry.id not in done]
+    if len(todo) < len(entries):
+        logger.info("%s: %d of %d explanations have their result", target, len(entries) - len(todo), len(entries))
+    with target.open("a", encoding="utf-8") as lines, tqdm(total=len(todo), unit="expl", disable=None) as bar:
+        for start in range(0, len(todo), batch_size):
+            response = await score(ScoreRequest(items=todo[start : start + batch_size]))
+            _check_identity(target, response)
             for result in response.results:
+                done[result.id] = result
                 lines.write(result.model_dump_json() + "\n")
-            results += response.results
+            lines.flush()
             bar.update(len(response.results))
-    return summarise(results)
+    results = [done.get(entry.id) or _no_input(entry.id) for entry in entries]
+    finished = target.with_name(target.name + ".tmp")
+    finished.write_text("".join(result.model_dump_json() + "\n" for result in results), encoding="utf-8")
+    finished.replace(target)
+    identity = _meta_path(target)
+    return {**(json.loads(identity.read_text()) if identity.exists() else {}), **summarise(results)}
 
 
-def read_items(source: Path, columns: Columns) -> Iterator[ScoreItem]:
-    """The file's records as items to score; the id is the line number where there is no id column.
+def read_entries(source: Path, columns: Columns) -> Iterator[Entry]:
+    """The file's records; the id is the line number where there is no id column.
 
     Raises:
-        InputError: the file cannot be read, or a record is malformed or lacks a column.
+        InputError: the file cannot be read, or a record is malformed, lacks a column or repeats an id.
     """
-    for number, record in _records(source):
-        for name in (columns.explanation, columns.emotion):
-            if not isinstance(record.get(name), str):
-                raise InputError(
-                    f"{source}:{number}: no text in '{name}'; columns here are {sorted(map(str, record))}: "
-                    "name the right ones with --explanation and --emotion"
-                )
-        yield ScoreItem(
-            id=str(record.get(columns.id, number)),
-            explanation=record[columns.explanation],
-            predicted_emotion=record[columns.emotion],
-        )
+    records = list(_records(source))
+    take = _taker(source, records, columns)
+    lines_of: dict[str, int] = {}
+    for number, record in records:
+        explanation, emotion = take(record)
+        id = str(record.get(columns.id, number))
+        if id in lines_of:
+            raise InputError(
+                f"{source}:{number}: id '{id}' is also on line {lines_of[id]}: name a column of unique ids with --id"
+            )
+        lines_of[id] = number
+        item = None
+        if isinstance(explanation, str) and isinstance(emotion, str):
+            item = ScoreItem(id=id, explanation=explanation, predicted_emotion=emotion)
+        yield Entry(id, item)
 
 
 def summarise(results: Sequence[ExplanationScore]) -> dict[str, Any]:
-    """S_coh over the explanations that have one, its parts by function and modality, and what is missing."""
+    """S_coh over the explanations that have one, its parts by function and modality, what is missing, monitors."""
     sentences = [s for result in results for s in result.sentences if s.status == "ok"]
     return {
         "explanations": len(results),
@@ -84,27 +130,86 @@ def summarise(results: Sequence[ExplanationScore]) -> dict[str, Any]:
         "s_coh": _mean([result.score for result in results]),
         "normalised": _mean([result.normalised for result in results]),
         "unweighted": _mean([result.unweighted for result in results]),
-        "functions": {
-            function: {"sentences": len(scores), "score": _mean(scores)}
-            for function, scores in _grouped([(s.function, s.score) for s in sentences]).items()
-        },
-        "modalities": {
-            modality: {"sentences": len(scores), "score": _mean(scores)}
-            for modality, scores in _grouped([(s.modality, s.score) for s in sentences]).items()
-        },
+        "functions": _by_group([(s.function, s.score) for s in sentences]),
+        "modalities": _by_group([(s.modality, s.score) for s in sentences if s.score is not None]),
+        "monitors": asdict(monitor(results)),
     }
 
 
-def _grouped(pairs: Sequence[tuple[str | None, int | None]]) -> dict[str, list[int | None]]:
+def _by_group(pairs: Sequence[tuple[str | None, int | None]]) -> dict[str, dict[str, Any]]:
     groups: dict[str, list[int | None]] = {}
     for name, score in sorted(pairs, key=lambda pair: str(pair[0])):
         groups.setdefault(str(name), []).append(score)
-    return groups
+    return {name: {"sentences": len(scores), "score": _mean(scores)} for name, scores in groups.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     present = [value for value in values if value is not None]
     return fmean(present) if present else None
+
+
+def _no_input(id: str) -> ExplanationScore:
+    return ExplanationScore.missing(id, MissingReason.NO_INPUT, "the record has no explanation or no emotion")
+
+
+def _taker(source: Path, records: Sequence[tuple[int, dict[str, Any]]], columns: Columns) -> Taker:
+    """How to take explanation and emotion from the file's records: by the first record that shows it."""
+    pairs = [(columns.explanation or text, columns.emotion or label) for text, label in KNOWN_COLUMNS]
+    for _, record in records:
+        for explanation, emotion in pairs:
+            if explanation in record and emotion in record:
+                return lambda one: (one.get(explanation), one.get(emotion))
+        tagged = [key for key, value in record.items() if isinstance(value, str) and _TAGGED.search(value)]
+        if tagged and not (columns.explanation or columns.emotion):  # R1-Omni's output, and anything tagged like it
+            return lambda one: _split_tagged(one.get(tagged[0]))
+    if not records:
+        raise InputError(f"{source}: no records")
+    number, record = records[0]
+    raise InputError(
+        f"{source}:{number}: no explanation and emotion among the columns {sorted(map(str, record))}: "
+        "name them with --explanation and --emotion"
+    )
+
+
+def _split_tagged(text: Any) -> tuple[str | None, str | None]:
+    found = _TAGGED.search(text) if isinstance(text, str) else None
+    return (found.group(1).strip(), found.group(2).strip()) if found else (None, None)
+
+
+def _read_done(target: Path) -> dict[str, ExplanationScore]:
+    """What an earlier run has written, but for missing results that another try may find. A torn line is dropped."""
+    done: dict[str, ExplanationScore] = {}
+    if not target.exists():
+        return done
+    text = target.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        target.write_text(whole, encoding="utf-8")
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            result = ExplanationScore.model_validate_json(line)
+        except ValidationError as error:
+            detail = f"{target}:{number}: no result of FG-CE; give another --output"
+            raise InputError(detail) from error
+        if result.reason not in _WORTH_ANOTHER_TRY:
+            done[result.id] = result
+    return done
+
+
+def _meta_path(target: Path) -> Path:
+    return target.with_name(target.name + ".meta.json")
+
+
+def _check_identity(target: Path, response: ScoreResponse) -> None:
+    """Notes rubric and judge of the first answer, and refuses answers of others."""
+    if response.rubric is None or response.judge is None:
+        return  # nobody answered
+    identity = {"rubric": response.rubric.model_dump(), "judge": response.judge.model_dump()}
+    path = _meta_path(target)
+    if not path.exists():
+        path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    elif json.loads(path.read_text(encoding="utf-8")) != identity:
+        raise InputError(f"{target} holds scores of another rubric or judge (see {path}); give another --output")
 
 
 def _records(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -119,8 +224,8 @@ def _records(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield number, _json_object(source, number, line)
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{source}: cannot be read: {error}") from error
 
 
 def _json_object(source: Path, number: int, line: str) -> dict[str, Any]:

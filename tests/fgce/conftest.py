@@ -1,43 +1,18 @@
-"""A real server process for the tests that speak HTTP."""
+"""Fixtures of the evaluator's tests."""
 
-import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-
-StartServer = Callable[..., str]
+from server_process import StartServer, server_process
 
 
 @pytest.fixture(scope="session")
-def start_server(repo: Path) -> Iterator[StartServer]:
-    """Starts `python -m fgce serve` on a free port with these extra arguments and returns its URL."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(*arguments: str) -> str:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fgce", "serve", "--port", "0", *arguments],
-            cwd=repo,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert process.stderr is not None
-        log = []
-        for line in process.stderr:
-            log.append(line)
-            if match := re.search(r"FG-CE ready at (http://\S+)", line):
-                return match.group(1)
-        raise AssertionError("the server did not start:\n" + "".join(log))
-
-    yield start
-    for process in started:
-        process.terminate()
-        process.wait(timeout=20)
-        if process.stderr:
-            process.stderr.close()
+def start_server() -> Iterator[StartServer]:
+    """Starts a server process with these extra arguments and returns its URL; all end with the session."""
+    with ExitStack() as processes:
+        yield lambda *arguments: processes.enter_context(server_process(*arguments))[0]
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+from server_process import StartServer
 
 from fgce.cli import main
+from fgce.client import score
+from fgce.config import load_config
+from fgce.rubric import DEFAULT_RUBRIC
+from fgce.schema import ScoreItem
 
 RECORDS = [
     {"id": "a", "think_text": "Her loud voice suggests anger. She is angry.", "pred": "anger"},
@@ -42,7 +47,9 @@ def test_score_reads_csv_with_other_column_names_through_a_server(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"id": 1}', r"in.jsonl:1: no text in 'think_text'; columns here are \['id'\]"),
+        ('{"id": 1}', r"in.jsonl:1: no explanation and emotion among the columns \['id'\]"),
+        ('{"id": 1, "think_text": "x", "pred": "y"}\n' * 2, r"in.jsonl:2: id '1' is also on line 1"),
+        ("", "in.jsonl: no records"),
         ("{", "in.jsonl:1: not JSON"),
         ("[]", "in.jsonl:1: expected a JSON object"),
     ],
@@ -61,3 +68,86 @@ def test_bad_settings_are_named(caplog: pytest.LogCaptureFixture, tmp_path: Path
     assert f"{config}: prot=8000" in caplog.text
     assert main(["serve", "--set", "judge.backend=magic"]) == 2
     assert "'magic' found using 'backend' does not match any of the expected tags: 'lexicon'" in caplog.text
+
+
+def test_every_shipped_configuration_is_valid(repo: Path):
+    paths = sorted((repo / "configs/fgce").glob("*.yaml"))
+    assert len(paths) >= 2
+    for path in paths:
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "score"),
+    [
+        ({"video": "v.mp4", "gt": "anger", "pred": "anger", "think_text": "She is angry.", "raw_response": "..."}, 5),
+        ({"output": "<think>She is angry.</think>\n<answer>happy</answer>"}, 1),
+        ({"explanation": "She is angry.", "predicted_emotion": "angry"}, 5),
+    ],
+)
+def test_outputs_of_known_programs_are_recognised(tmp_path: Path, record: dict, score: int):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps(record))
+    assert main(["score", str(source), "--output", str(target)]) == 0
+    assert json.loads(target.read_text())["score"] == score
+
+
+def test_score_resumes_where_it_was_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    records = [{"id": str(i), "think_text": f"She is angry, {i}.", "pred": "anger"} for i in range(10)]
+    records[4]["pred"] = None  # a failed inference
+    source.write_text("\n".join(json.dumps(record) for record in records))
+    arguments = ["score", str(source), "--output", str(target), "--batch", "2"]
+    assert main(arguments) == 0
+    straight, summary = target.read_text(), json.loads(capsys.readouterr().out)
+    assert summary["missing"] == {"no_input": 1}
+    lines = straight.splitlines(keepends=True)
+    dead = json.loads(lines[1]) | {"status": "missing", "reason": "unreachable", "score": None, "sentences": []}
+    target.write_text(lines[0] + json.dumps(dead) + "\n" + lines[2] + lines[3][:20])
+    assert main(arguments) == 0
+    assert target.read_text() == straight
+    assert json.loads(capsys.readouterr().out) == summary
+
+
+def test_scores_of_two_rubrics_do_not_mix(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps(RECORDS[0]))
+    assert main(["score", str(source), "--output", str(target)]) == 0
+    source.write_text("\n".join(json.dumps(record) for record in RECORDS))
+    rubric = tmp_path / "rubric.yaml"
+    rubric.write_text(DEFAULT_RUBRIC.read_text().replace("weak or indirect", "weak"))
+    assert main(["score", str(source), "--output", str(target), "--set", f"rubric={rubric}"]) == 2
+    assert "holds scores of another rubric or judge" in caplog.text
+
+
+def test_rubric_shows_hash_and_prompts(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert main(["rubric", "--prompts", "fast"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["functions"]["conclusion"] == 2
+    assert "E = information extraction" in shown["prompts"]["step 1"][0]["content"]
+    broken = tmp_path / "mine.yaml"
+    broken.write_text(DEFAULT_RUBRIC.read_text().replace("$criteria", "criteria"))
+    assert main(["rubric", str(broken)]) == 2
+
+
+def test_replay_recomputes_a_run_and_shows_what_was_tampered_with(
+    tmp_path: Path, start_server: StartServer, capsys: pytest.CaptureFixture[str]
+):
+    log = tmp_path / "audit.jsonl"
+    url = start_server("--set", f"audit={log}")
+    items = [ScoreItem(id=r["id"], explanation=r["think_text"], predicted_emotion=r["pred"]) for r in RECORDS]
+    score(items, url)
+    assert main(["replay", str(log)]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "explanations": 2,
+        "scored_by_another_rubric": 0,
+        "differences": [],
+    }
+    first, second = [json.loads(line) for line in log.read_text().splitlines()]
+    first["result"]["normalised"] = 0.99
+    log.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    assert main(["replay", str(log)]) == 1
+    (difference,) = json.loads(capsys.readouterr().out)["differences"]
+    assert (difference["line"], difference["field"], difference["recorded"]) == (1, "normalised", 0.99)
+    log.write_text("{}\n")
+    assert main(["replay", str(log)]) == 2
