@@ -13,24 +13,13 @@ import httpx
 import tenacity
 from pydantic import ValidationError
 
-from fgce.endpoints import Endpoint, Endpoints, ssl_context
+from fgce.endpoints import AttemptError, Endpoint, Endpoints, ssl_context
 from fgce.schema import ExplanationScore, MissingReason, ScoreItem, ScoreMode, ScoreRequest, ScoreResponse
 
 logger = logging.getLogger(__name__)
 
-RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
-
-
-class _NoAnswerError(Exception):
-    """One attempt failed; `retry_after` is the server's wish in seconds, where it gave one."""
-
-    def __init__(
-        self, reason: MissingReason, detail: str, *, final: bool = False, retry_after: float | None = None
-    ) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.final = final
-        self.retry_after = retry_after
+_ATTEMPT_SHARE = 0.9  # of the deadline: the longest that a server may keep an attempt waiting
+_RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
 def connect_args(url: str | None = None, token: str | None = None) -> tuple[list[str], str | None]:
@@ -91,8 +80,8 @@ class FgceClient:
             async with asyncio.timeout(self.deadline):
                 return await self._with_retries(request)
         except TimeoutError:
-            failure = _NoAnswerError(MissingReason.TIMEOUT, f"no answer within {self.deadline:g} s")
-        except _NoAnswerError as error:
+            failure = AttemptError(MissingReason.TIMEOUT, f"no answer within {self.deadline:g} s")
+        except AttemptError as error:
             failure = error
         logger.warning("FG-CE: %d explanations are missing: %s", len(items), failure)
         results = [ExplanationScore.missing(item.id, failure.reason, str(failure)) for item in items]
@@ -117,7 +106,7 @@ class FgceClient:
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, _NoAnswerError) and not error.final),
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, AttemptError) and not error.final),
             stop=tenacity.stop_after_attempt(self.attempts),
             wait=_wait,
             reraise=True,
@@ -125,7 +114,7 @@ class FgceClient:
         body = request.model_dump_json(exclude_none=True)
         # A connection pool belongs to one event loop, so each call has its own: a rank makes one call a step.
         async with httpx.AsyncClient(
-            transport=self._transport, timeout=self.deadline, verify=ssl_context(), headers=headers
+            transport=self._transport, timeout=_ATTEMPT_SHARE * self.deadline, verify=ssl_context(), headers=headers
         ) as http:
             return await retrying(self._attempt, http, body, request, [])
 
@@ -135,37 +124,27 @@ class FgceClient:
         endpoint = self._endpoints.pick(avoid=tried)
         if endpoint is None:
             detail = "every server failed again and again; none is asked until it has cooled down"
-            raise _NoAnswerError(MissingReason.UNREACHABLE, detail, final=True)
+            raise AttemptError(MissingReason.UNREACHABLE, detail, final=True)
         tried.append(endpoint)
-        try:
-            with self._endpoints.using(endpoint):
-                scored = await self._ask(http, endpoint.url, body, request)
-        except _NoAnswerError as error:
-            if error.reason not in {MissingReason.OVERLOADED, MissingReason.REFUSED}:
-                self._endpoints.failed(endpoint)
-            raise
-        except asyncio.CancelledError:  # the deadline passed: this server was too slow
-            self._endpoints.failed(endpoint)
-            raise
-        self._endpoints.succeeded(endpoint)
-        return scored
+        with self._endpoints.using(endpoint):
+            return await self._ask(http, endpoint.url, body, request)
 
     async def _ask(self, http: httpx.AsyncClient, url: str, body: str, request: ScoreRequest) -> ScoreResponse:
         try:
             answer = await http.post(f"{url}/v1/score", content=body)
         except httpx.TimeoutException as error:
-            raise _NoAnswerError(MissingReason.TIMEOUT, f"{url}: {error!r}") from error
+            raise AttemptError(MissingReason.TIMEOUT, f"{url}: {error!r}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _NoAnswerError(MissingReason.UNREACHABLE, f"{url}: {error!r}") from error
+            raise AttemptError(MissingReason.UNREACHABLE, f"{url}: {error!r}") from error
         if answer.status_code != httpx.codes.OK:
             raise _refusal(answer)
         try:
             scored = ScoreResponse.model_validate_json(answer.content)
         except ValidationError as error:
             detail = f"{url}: the answer is not a score response: {error.errors()[0]['msg']}"
-            raise _NoAnswerError(MissingReason.BAD_RESPONSE, detail) from error
+            raise AttemptError(MissingReason.BAD_RESPONSE, detail) from error
         if [result.id for result in scored.results] != [item.id for item in request.items]:
-            raise _NoAnswerError(MissingReason.BAD_RESPONSE, f"{url}: the answer's ids are not the request's")
+            raise AttemptError(MissingReason.BAD_RESPONSE, f"{url}: the answer's ids are not the request's")
         return scored
 
 
@@ -176,17 +155,19 @@ def score(
     return FgceClient(url).score_sync(items, score_mode=score_mode)
 
 
-def _refusal(answer: httpx.Response) -> _NoAnswerError:
+def _refusal(answer: httpx.Response) -> AttemptError:
     detail = f"{answer.url}: HTTP {answer.status_code} {answer.text[:200]}"
     if answer.status_code in {429, 503}:
-        return _NoAnswerError(MissingReason.OVERLOADED, detail, retry_after=_seconds(answer.headers.get("Retry-After")))
-    if answer.status_code in RETRIED_STATUS:
-        return _NoAnswerError(MissingReason.SERVER_ERROR, detail)
-    return _NoAnswerError(MissingReason.REFUSED, detail, final=True)
+        return AttemptError(
+            MissingReason.OVERLOADED, detail, healthy=True, retry_after=_seconds(answer.headers.get("Retry-After"))
+        )
+    if answer.status_code in _RETRIED_STATUS:
+        return AttemptError(MissingReason.SERVER_ERROR, detail)
+    return AttemptError(MissingReason.REFUSED, detail, healthy=True, final=True)
 
 
 def _worth_retrying(error: BaseException) -> bool:
-    return isinstance(error, _NoAnswerError) and not error.final
+    return isinstance(error, AttemptError) and not error.final
 
 
 def _seconds(retry_after: str | None) -> float | None:
@@ -199,6 +180,6 @@ _backoff = tenacity.wait_random_exponential(multiplier=0.5, max=15)
 def _wait(state: tenacity.RetryCallState) -> float:
     """Exponential with jitter, on top of what the server asked for, so that ranks do not return as one."""
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, _NoAnswerError) and error.retry_after is not None:
+    if isinstance(error, AttemptError) and error.retry_after is not None:
         return error.retry_after + _backoff(state)
     return _backoff(state)

@@ -10,7 +10,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
+from fgce.schema import MissingReason
+
 _LONGEST_COOL_DOWN = 60.0
+
+
+class AttemptError(Exception):
+    """A server gave no answer to a request.
+
+    Attributes:
+        reason: what a result is missing for when there is no other attempt.
+        healthy: the server is well, it only did not do this (it was busy, or the request is at fault).
+        final: another attempt would get no answer either.
+        retry_after: the server's wish in seconds, where it gave one.
+    """
+
+    def __init__(
+        self,
+        reason: MissingReason,
+        detail: str,
+        *,
+        healthy: bool = False,
+        final: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.healthy = healthy
+        self.final = final
+        self.retry_after = retry_after
 
 
 @dataclass(slots=True, eq=False)
@@ -20,7 +48,8 @@ class Endpoint:
     url: str
     in_flight: int = 0
     failures: int = 0  # in a row
-    closed_until: float = 0.0  # monotonic time
+    last_outcome: float = 0.0  # monotonic time, as is the next
+    closed_until: float = 0.0
 
     @property
     def available(self) -> bool:
@@ -32,7 +61,8 @@ class Endpoints:
     """A circuit breaker for each of several base URLs.
 
     After `failures` failures in a row an endpoint is not asked for `cool_down` seconds, and for twice as long each
-    time that it fails again.
+    time that it fails again. Failures in a row are of requests that began one after the other's end: of many at once
+    some fail together at a server that is well, and a burst that fails is one failure.
     """
 
     def __init__(self, urls: Sequence[str], *, failures: int = 5, cool_down: float = 5.0) -> None:
@@ -47,21 +77,25 @@ class Endpoints:
 
     @contextmanager
     def using(self, endpoint: Endpoint) -> Iterator[None]:
-        """Counts a request in flight."""
+        """Counts a request in flight, and its success or, where the block raises AttemptError, its failure."""
         endpoint.in_flight += 1
+        start = time.monotonic()
         try:
             yield
+        except AttemptError as error:
+            if not error.healthy and endpoint.last_outcome <= start:
+                self._count_failure(endpoint)
+            raise
+        else:
+            endpoint.failures = 0
+            endpoint.closed_until = 0.0
+            endpoint.last_outcome = time.monotonic()
         finally:
             endpoint.in_flight -= 1
 
-    def succeeded(self, endpoint: Endpoint) -> None:
-        """It answered: its record is clean."""
-        endpoint.failures = 0
-        endpoint.closed_until = 0.0
-
-    def failed(self, endpoint: Endpoint) -> None:
-        """It did not answer, or answered with nonsense."""
+    def _count_failure(self, endpoint: Endpoint) -> None:
         endpoint.failures += 1
+        endpoint.last_outcome = time.monotonic()
         extra = endpoint.failures - self._failures
         if extra >= 0:
             endpoint.closed_until = time.monotonic() + min(self._cool_down * 2**extra, _LONGEST_COOL_DOWN)

@@ -5,6 +5,8 @@ least in flight; what one cannot answer is tried on another.
 """
 
 import asyncio
+import itertools
+import math
 import os
 import time
 from typing import Annotated, Any, Literal
@@ -12,12 +14,13 @@ from typing import Annotated, Any, Literal
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
-from fgce.endpoints import Endpoint, Endpoints, ssl_context
+from fgce.endpoints import AttemptError, Endpoint, Endpoints, ssl_context
 from fgce.judges.base import Answer, JudgeError
 from fgce.judges.protocols import Completion, ProtocolName, Query, TokenChoice
 from fgce.schema import MissingReason, Usage
 
 _RETRIED_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
+_LANE = 16  # requests a connection pool: httpx slows down with the square of what waits in one
 _PAUSE = 0.1  # seconds, doubled with each attempt at an endpoint that has just failed
 _ALTERNATIVES = 20  # log-probabilities asked for; the scale's digits are among the likeliest
 
@@ -44,16 +47,6 @@ class OpenAIConfig(BaseModel):
     timeout: Annotated[float, Field(gt=0)] = 30.0
 
 
-class _AttemptError(Exception):
-    """An endpoint gave no answer. `final`: another attempt would get none either."""
-
-    def __init__(self, reason: MissingReason, detail: str, *, healthy: bool = False, final: bool = False) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.healthy = healthy
-        self.final = final
-
-
 class OpenAIEngine:
     """Implements `fgce.judges.model.Engine` over HTTP."""
 
@@ -61,12 +54,16 @@ class OpenAIEngine:
         self._config = config
         self._endpoints = Endpoints(config.base_urls)
         self._slots = {endpoint: asyncio.Semaphore(config.concurrency) for endpoint in self._endpoints.all}
-        key = os.environ.get(config.api_key_variable)
-        self._http = httpx.AsyncClient(
-            timeout=config.timeout,
+        self._clients = [self._client() for _ in range(math.ceil(config.concurrency / _LANE))]
+        self._next_client = itertools.cycle(self._clients)
+
+    def _client(self) -> httpx.AsyncClient:
+        key = os.environ.get(self._config.api_key_variable)
+        return httpx.AsyncClient(
+            timeout=self._config.timeout,
             verify=ssl_context(),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=config.concurrency),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_LANE),
         )
 
     async def complete(self, query: Query) -> Completion:
@@ -80,15 +77,10 @@ class OpenAIEngine:
             try:
                 if again:
                     await asyncio.sleep(_PAUSE * 2**attempt)
-                completion = await self._attempt(endpoint, body, attempt)
-            except _AttemptError as error:
-                if not error.healthy:
-                    self._endpoints.failed(endpoint)
+                return await self._attempt(endpoint, body, attempt)
+            except AttemptError as error:
                 if error.final or attempt == self._config.attempts:
                     raise JudgeError(error.reason, str(error)) from error
-            else:
-                self._endpoints.succeeded(endpoint)
-                return completion
         raise AssertionError("the last attempt returns or raises")
 
     async def _pick(self, tried: list[Endpoint]) -> Endpoint:
@@ -103,7 +95,8 @@ class OpenAIEngine:
 
     async def aclose(self) -> None:
         """Closes the connections."""
-        await self._http.aclose()
+        for client in self._clients:
+            await client.aclose()
 
     def _body(self, query: Query) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -123,25 +116,27 @@ class OpenAIEngine:
         return body
 
     async def _attempt(self, endpoint: Endpoint, body: dict[str, Any], attempt: int) -> Completion:
-        url = f"{endpoint.url}/chat/completions"
         async with self._slots[endpoint]:
             with self._endpoints.using(endpoint):
-                try:
-                    response = await self._http.post(url, json=body)
-                except httpx.TimeoutException as error:
-                    raise _AttemptError(MissingReason.TIMEOUT, f"{url}: {error!r}") from error
-                except (httpx.HTTPError, httpx.InvalidURL) as error:
-                    raise _AttemptError(MissingReason.JUDGE_ERROR, f"{url}: {error!r}") from error
+                return await self._ask(f"{endpoint.url}/chat/completions", body, attempt)
+
+    async def _ask(self, url: str, body: dict[str, Any], attempt: int) -> Completion:
+        try:
+            response = await next(self._next_client).post(url, json=body)
+        except httpx.TimeoutException as error:
+            raise AttemptError(MissingReason.TIMEOUT, f"{url}: {error!r}") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise AttemptError(MissingReason.JUDGE_ERROR, f"{url}: {error!r}") from error
         if response.status_code != httpx.codes.OK:
             detail = f"{url}: HTTP {response.status_code} {response.text[:200]}"
             final = response.status_code not in _RETRIED_STATUS
             healthy = final or response.status_code == httpx.codes.TOO_MANY_REQUESTS
-            raise _AttemptError(MissingReason.JUDGE_ERROR, detail, healthy=healthy, final=final)
+            raise AttemptError(MissingReason.JUDGE_ERROR, detail, healthy=healthy, final=final)
         try:
             return _read(response.json(), attempt)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             detail = f"{url}: no chat completion: {response.text[:200]}"
-            raise _AttemptError(MissingReason.JUDGE_ERROR, detail) from error
+            raise AttemptError(MissingReason.JUDGE_ERROR, detail) from error
 
 
 def _read(body: Any, attempt: int) -> Completion:

@@ -56,7 +56,7 @@ class FakeOpenAI:
                 if not bad:
                     self._send(writer, 200, json.dumps(await self._completion(body)).encode())
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
