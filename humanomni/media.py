@@ -69,7 +69,7 @@ def load_clip(
             absent audio track is no error: see `Clip.has_audio`.
     """
     path = Path(path)
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):
         raise MediaError(path, "no such file or folder")
     begin, stop = _time_range(start, end)
     if images := list_images(path):

@@ -1,5 +1,6 @@
 """Open a media container and decode what is sound in it, with one kind of error for all that can go wrong."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
+
+HEADER_SECONDS = 2.0  # of computing, not of waiting for the disk; headers of hours of film take 0.1 s
 
 S = TypeVar("S", VideoStream, AudioStream)
 
@@ -29,9 +32,12 @@ class MediaError(Exception):
 @contextmanager
 def open_container(path: Path) -> Iterator[InputContainer]:
     """Open `path` for reading; errors of FFmpeg inside the block leave it as `MediaError`."""
+    began = time.thread_time()
     try:
         # An absolute name, so that a colon in it is not taken for a protocol.
         with av.open(str(path.absolute()), metadata_errors="replace") as container:
+            if time.thread_time() - began > HEADER_SECONDS:
+                raise MediaError(path, "damaged: its header lists more samples than the file can hold")
             yield container
     except av.FFmpegError as error:
         raise MediaError(path, f"damaged, or not a media file ({error.strerror})") from error
