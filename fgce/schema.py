@@ -6,7 +6,7 @@ A score that is not there is a state with a reason, never a number: `status` is 
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Function = Literal["information extraction", "information analysis", "conclusion", "others"]
 Modality = Literal[
@@ -45,6 +45,14 @@ class MissingReason(StrEnum):
     BAD_RESPONSE = "bad_response"
 
 
+def _encodable(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+# Text from outside. Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark.
+Text = Annotated[str, AfterValidator(_encodable)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -52,10 +60,10 @@ class _Strict(BaseModel):
 class ScoreItem(_Strict):
     """One explanation to score: its text, or its sentences where the caller has split it already."""
 
-    id: str
-    explanation: str | None = None
-    sentences: list[str] | None = None
-    predicted_emotion: str
+    id: Text
+    explanation: Text | None = None
+    sentences: list[Text] | None = None
+    predicted_emotion: Text
 
     @model_validator(mode="after")
     def _one_form_of_text(self) -> Self:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from fgce.schema import SCALES, MissingReason, SentenceScore
+from fgce.schema import SCALES, MissingReason, SentenceScore, Text
 
 OTHERS_EXPLANATION = "Not information extraction, analysis or conclusion."
 
@@ -21,9 +21,9 @@ class FunctionEvalRequest(BaseModel):
     """
 
     model_config = ConfigDict(extra="ignore")
-    explanation_sentence_batch: list[str] = []
-    predicted_emotion: str = ""
-    score_mode: str = "fine_grained"
+    explanation_sentence_batch: list[Text] = []
+    predicted_emotion: Text = ""
+    score_mode: Text = "fine_grained"
     gen_explanation: bool = False
     full_explanation_content: str = ""
     temperature: float = 0.0
