@@ -65,7 +65,7 @@ def _sound_file(path: Path, rate: int, start: float, end: float) -> np.ndarray |
     try:
         with path.open("rb") as file:
             return librosa.load(file, sr=rate, offset=start, duration=None if end == math.inf else end - start)[0]
-    except (RuntimeError, ValueError, MemoryError, librosa.ParameterError):  # the last two: absurd headers
+    except (RuntimeError, ValueError, MemoryError, librosa.ParameterError):  # absurd headers give the middle two
         return None
 
 

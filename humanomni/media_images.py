@@ -22,7 +22,7 @@ def list_images(path: Path) -> list[Path]:
     images = [item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         raise MediaError(path, f"a folder without images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return sorted(images, key=lambda item: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", item.name)])
+    return sorted(images, key=lambda item: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", item.name)])
 
 
 def read_images(paths: list[Path]) -> np.ndarray:
@@ -36,7 +36,7 @@ def read_images(paths: list[Path]) -> np.ndarray:
         try:
             with Image.open(path) as image:
                 frames.append(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
             raise MediaError(path, f"not an image that can be decoded ({error})") from error
         if frames[-1].shape != frames[0].shape:
             sizes = [f"{frame.shape[1]}x{frame.shape[0]}" for frame in (frames[-1], frames[0])]

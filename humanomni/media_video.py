@@ -1,8 +1,9 @@
 """Frames of a video by their number: decord for ordinary files, PyAV for the rest.
 
-decord is the decoder that the published checkpoints were trained with, and PyAV gives the same bytes. decord aborts
-the process, though, when a header states a wrong number of frames, and it misjudges or refuses some containers. So
-the packets are counted first, which decodes nothing, and only a file that is what its header says goes to decord.
+decord is the decoder that the published checkpoints were trained with, and PyAV gives the same bytes for 8-bit video.
+decord aborts the process, though, when a header states a wrong number of frames, and it misjudges or refuses some
+containers. So the packets are counted first, which decodes nothing, and only a file that is what its header says goes
+to decord.
 """
 
 import logging

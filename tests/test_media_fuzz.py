@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from media_factory import write_clip
+from media_factory import counter_frame, write_clip
+from PIL import Image
 
 from humanomni.media import MediaError, load_clip
 
@@ -79,6 +80,9 @@ def load_all(orders: Connection) -> None:
 @pytest.mark.timeout(60 + CASES)
 def test_damaged_files_give_a_clip_or_a_typed_error(tmp_path: Path) -> None:
     originals = {name: write_clip(tmp_path / name, **options).read_bytes() for name, options in SEEDS.items()}
+    for name in ("x.png", "x.jpg"):
+        Image.fromarray(counter_frame(77)).save(tmp_path / name)
+        originals[name] = (tmp_path / name).read_bytes()
     spawn = multiprocessing.get_context("spawn")
     orders, worker_end = spawn.Pipe()
     worker = spawn.Process(target=load_all, args=(worker_end,), daemon=True)
