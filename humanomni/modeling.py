@@ -313,8 +313,8 @@ def placeholder_rows(
     """Rows [B] (bool) that hold the placeholders of one clip, or None when no row does.
 
     Raises:
-        ValueError: when a row holds another number than ``tokens_per_clip``, when there are placeholders and neither raw
-            nor encoded features, or features and no placeholder.
+        ValueError: when a row holds another number than ``tokens_per_clip``, when there are placeholders and neither
+            raw nor encoded features, or features and no placeholder.
     """
     counts = mask.sum(dim=1).tolist()
     features = raw if raw is not None else encoded

@@ -78,13 +78,26 @@ class HumanOmniProcessor(ProcessorMixin):
             audio=audio,
         )
 
-    def pixel_values(self, frames: np.ndarray) -> Tensor:
-        """Frames uint8 [T, H, W, 3] -> float32 [T, 3, S, S], squared, resized and normalised as SigLIP wants them."""
+    def resize(self, frames: np.ndarray) -> Tensor:
+        """Frames uint8 [T, H, W, 3] -> uint8 [T, 3, S, S], squared as ``frame_fit`` says: all that a cache has to keep."""
         images = [Image.fromarray(frame) for frame in frames]
         if self.frame_fit == "pad":
             colour = tuple(int(255 * mean) for mean in self.image_processor.image_mean)
             images = [_pad_to_square(image, colour) for image in images]
-        return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        resized = self.image_processor(images=images, do_rescale=False, do_normalize=False, return_tensors="pt")
+        return resized["pixel_values"].to(torch.uint8)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [..., 3, S, S] -> float32, scaled and normalised with SigLIP's mean and deviation a channel."""
+        mean, std = (
+            torch.tensor(values).view(3, 1, 1)
+            for values in (self.image_processor.image_mean, self.image_processor.image_std)
+        )
+        return (pixels.float() * self.image_processor.rescale_factor - mean) / std
+
+    def pixel_values(self, frames: np.ndarray) -> Tensor:
+        """Frames uint8 [T, H, W, 3] -> float32 [T, 3, S, S], squared, resized and normalised as SigLIP wants them."""
+        return self.normalise(self.resize(frames))
 
     def mel(self, waveform: np.ndarray | None) -> Tensor:
         """Waveform [n] -> log-mel [M, F]; a clip without sound gives the mel of silence."""

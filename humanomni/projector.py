@@ -90,7 +90,7 @@ class SpatioTemporalBranch(nn.Module):
         batch, frames = patches_BTVPP.shape[:2]
         x_NDPP = self.stage1(patches_BTVPP.flatten(0, 1))
         x_BDTPP = x_NDPP.unflatten(0, (batch, frames)).transpose(1, 2)
-        # The padding in time makes T+1 steps of which the last, the one past the end, is cut: step t sees frames t-1 and t.
+        # Padding in time makes T+1 steps, of which the last is cut: step t sees frames t-1 and t.
         x_BDTQQ = F.silu(self.sampler(x_BDTPP))[:, :, :frames]
         x_NDQQ = self.stage2(x_BDTQQ.transpose(1, 2).flatten(0, 1))
         x_NLD = x_NDQQ.flatten(2).transpose(1, 2)

@@ -1,0 +1,121 @@
+"""Clips for training: decoded once, kept on disk, and a record of those that failed."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from humanomni.media import MediaError
+from humanomni.processing import HumanOmniProcessor
+from humanomni.prompts import MODALITIES
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingClip:
+    """What a model needs of a clip: frames uint8 [T, 3, S, S] and log-mel float32 [M, F], as its modality asks."""
+
+    pixels: Tensor | None
+    mel: Tensor | None
+
+
+class ClipLoader:
+    """Decodes clips for a processor, through a cache on disk when it has a folder.
+
+    An entry is named by the file's path, size and time and by what the processor does to it, so a changed clip or
+    processor never meets a stale entry.
+
+    Args:
+        processor: squares and resizes frames, and makes the mel.
+        modality: a key of :data:`humanomni.prompts.MODALITIES`.
+        cache: the folder, made where missing; None decodes every time.
+    """
+
+    def __init__(self, processor: HumanOmniProcessor, modality: str, cache: Path | None = None) -> None:
+        self.processor = processor
+        self.video = bool({"video", "image"} & set(MODALITIES[modality]))
+        self.audio = "audio" in MODALITIES[modality]
+        self.cache = cache
+        self._settings = json.dumps(
+            [
+                processor.num_frames,
+                processor.frame_fit,
+                processor.image_processor.to_dict(),
+                processor.feature_extractor.to_dict(),
+                modality,
+            ],
+            sort_keys=True,
+            default=str,
+        )
+        if cache is not None:
+            cache.mkdir(parents=True, exist_ok=True)
+
+    def load(self, path: Path) -> TrainingClip:
+        """The clip.
+
+        Raises:
+            MediaError: when the file is missing or cannot be decoded.
+        """
+        if self.cache is None:
+            return self._decode(path)
+        entry = self.cache / f"{self._key(path)}.safetensors"
+        try:
+            tensors = load_file(entry)
+        except FileNotFoundError:
+            pass
+        except SafetensorError as error:
+            logger.warning("%s is damaged (%s) and is made again", entry, error)
+        else:
+            return TrainingClip(tensors.get("pixels"), tensors.get("mel"))
+        clip = self._decode(path)
+        self._store(entry, clip)
+        return clip
+
+    def _decode(self, path: Path) -> TrainingClip:
+        clip = self.processor.load_clip(str(path), video=self.video, audio=self.audio)
+        if self.video and clip.frames is None:
+            raise MediaError(path, "holds no video stream")
+        return TrainingClip(
+            pixels=self.processor.resize(clip.frames) if self.video else None,
+            mel=self.processor.mel(clip.waveform) if self.audio else None,
+        )
+
+    def _key(self, path: Path) -> str:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise MediaError(path, error.strerror or "cannot be read") from error
+        identity = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{self._settings}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+    def _store(self, entry: Path, clip: TrainingClip) -> None:
+        """Writes through a temporary name, so that ranks and workers never read half an entry."""
+        tensors = {name: value for name, value in vars(clip).items() if value is not None}
+        handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".part")
+        os.close(handle)
+        save_file(tensors, temporary)
+        Path(temporary).replace(entry)
+
+
+def batch_media(clips: list[TrainingClip | None], processor: HumanOmniProcessor) -> dict[str, Tensor]:
+    """pixel_values and input_features of a batch; a missing clip is zeros, for a row that carries no loss."""
+    pixels = _stack([clip.pixels if clip else None for clip in clips])
+    mels = _stack([clip.mel if clip else None for clip in clips])
+    named = {"pixel_values": None if pixels is None else processor.normalise(pixels), "input_features": mels}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _stack(rows: list[Tensor | None]) -> Tensor | None:
+    present = next((row for row in rows if row is not None), None)
+    if present is None:
+        return None
+    return torch.stack([torch.zeros_like(present) if row is None else row for row in rows])

@@ -1,0 +1,142 @@
+"""What every training run shares: its configuration from YAML and flags, its record on disk, its dry run."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from torch import nn
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from trl import TrlParser
+
+from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
+
+logger = logging.getLogger(__name__)
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+_PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "decord", "av")
+
+
+class ConfigurationError(ValueError):
+    """A configuration that cannot run; the message names the key, its value and the mend."""
+
+
+def parse_arguments(arguments_class: type[Arguments], command_line: Sequence[str] | None = None) -> Arguments:
+    """Reads ``--config FILE.yaml`` and flags, which win, into a stage's dataclass.
+
+    Raises:
+        ConfigurationError: for an unknown key in the YAML file, or a file that is no mapping or does not exist.
+    """
+    parser = TrlParser(arguments_class)
+    try:
+        (arguments,) = parser.parse_args_and_config(command_line)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigurationError(str(error)) from error
+    return arguments
+
+
+def set_up_logging(arguments: TrainingArguments) -> None:
+    """Logs to standard error; rank 0 speaks, the other ranks only warn."""
+    level = logging.INFO if arguments.process_index == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def save_manifest(arguments: TrainingArguments, **more: Any) -> None:
+    """Writes what the run was into its folder: ``config.yaml``, resolved, and ``manifest.json`` with the versions."""
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(arguments) if field.init}
+    plain = json.loads(json.dumps(resolved, default=str))
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=True), encoding="utf-8")
+    manifest = {
+        "command": sys.argv,
+        "seed": arguments.seed,
+        "world_size": arguments.world_size,
+        "python": sys.version.split()[0],
+        "packages": _versions(),
+        "git_commit": git_commit(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **more,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with "+changes" when the work tree differs; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, check=True, capture_output=True, text=True
+        ).stdout.strip()
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=here, check=False).returncode != 0
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+def last_checkpoint(arguments: TrainingArguments) -> str | None:
+    """The newest checkpoint in the run's folder, from which an interrupted run goes on."""
+    return get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+
+
+def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Trained and frozen parameters of each part of the model."""
+    counts = {part: [0, 0] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        part = next(part for part, prefixes in PARTS.items() if name.startswith(prefixes))
+        counts[part][not parameter.requires_grad] += parameter.numel()
+    return {part: (trained, frozen) for part, (trained, frozen) in counts.items()}
+
+
+def describe_run(
+    arguments: TrainingArguments, model: HumanOmniForConditionalGeneration, samples: int, samples_per_step: int
+) -> str:
+    """What would happen: records, steps, parameters. Needs no GPU."""
+    steps_an_epoch = max(1, samples // samples_per_step)
+    steps = arguments.max_steps if arguments.max_steps > 0 else round(steps_an_epoch * arguments.num_train_epochs)
+    rows = [
+        f"{part:<16} {trained / 1e6:>10.2f} M trained {frozen / 1e6:>10.2f} M frozen"
+        for part, (trained, frozen) in count_parameters(model).items()
+    ]
+    return "\n".join(
+        [
+            f"records            {samples}",
+            f"records a step     {samples_per_step} over {arguments.world_size} processes",
+            f"optimizer steps    {steps}",
+            f"output             {arguments.output_dir}",
+            *rows,
+        ]
+    )
+
+
+def require_path(key: str, value: str | None) -> Path:
+    """The path that a key names.
+
+    Raises:
+        ConfigurationError: when it is not set or does not exist.
+    """
+    if not value:
+        raise ConfigurationError(f"{key} is not set; give it in the YAML file or as --{key}")
+    if not Path(value).exists():
+        raise ConfigurationError(f"{key}: {value} does not exist")
+    return Path(value)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
