@@ -1,0 +1,223 @@
+"""TRL's GRPO trainer with clips: media reach policy and reference, and each clip is encoded once a step.
+
+TRL carries the fields that it knows through generation, scoring and loss, and drops all others. Here the step's media
+are kept beside its buffers, one entry a clip, and every row carries the index of its clip. The private methods that
+are overridden belong to trl 1.16; the model raises when placeholders come without media, so a change there is seen.
+"""
+
+import functools
+import logging
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from torch import Tensor, nn
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from humanomni.media import MediaError
+from humanomni.modeling import HumanOmniModel
+from humanomni.processing import HumanOmniProcessor, read_conversation
+from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
+from humanomni.training.rewards import CoherenceReward
+
+logger = logging.getLogger(__name__)
+
+_DECODING_THREADS = 8
+
+
+class JudgeWatch:
+    """Counts missing judgements over the last steps and says when they are too many (a circuit breaker)."""
+
+    def __init__(self, window: int, max_missing: float) -> None:
+        self.max_missing = max_missing
+        self._steps: deque[tuple[int, int]] = deque(maxlen=window)
+
+    def add(self, asked: int, missing: int) -> None:
+        """One step's judgements, over all processes."""
+        self._steps.append((asked, missing))
+
+    @property
+    def message(self) -> str | None:
+        """Why the run should stop, once the window is full and the share of missing judgements too high."""
+        asked, missing = (sum(column) for column in zip(*self._steps, strict=True)) if self._steps else (0, 0)
+        if len(self._steps) < (self._steps.maxlen or 0) or missing <= self.max_missing * asked:
+            return None
+        return (
+            f"the FG-CE judge left {missing} of {asked} explanations without a score over the last {len(self._steps)} "
+            f"steps (judge_max_missing {self.max_missing:g}); see that its server answers /readyz, then start this "
+            "run again: it goes on from its checkpoint"
+        )
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler with an order of its own in each epoch, also where a run resumes (TRL's replays the first)."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of an epoch."""
+        self.generator.manual_seed((self.seed or 0) + epoch)
+
+
+class HumanOmniGRPOTrainer(GRPOTrainer):
+    """GRPO on clips.
+
+    Two rules differ from TRL's. A reward that is missing for one completion is left out for its whole group:
+    completions are compared on the rewards that all of them have, so a judge's silence never makes an answer look worse
+    than its siblings. And completions of a clip that cannot be read have no reward at all, and so no advantage.
+
+    Args:
+        clips: decodes the conversations' clips.
+        judge_watch: told of every step's missing judgements; the run stops with a checkpoint when it says so.
+    """
+
+    processing_class: HumanOmniProcessor
+
+    def __init__(self, *args: Any, clips: ClipLoader, judge_watch: JudgeWatch, **kwargs: Any) -> None:
+        self.clips = clips
+        self.judge_watch = judge_watch
+        # Media of the last generation, one row a clip, by mode: an evaluation between two steps of one buffer must not
+        # replace the training clips.
+        self._media: dict[str, dict[str, Tensor]] = {}
+        self._clip_index: Tensor | None = None
+        self._unreadable: Tensor | None = None
+        super().__init__(*args, **kwargs)
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        stock = super()._get_train_sampler(dataset)
+        return EpochSampler(
+            data_source=stock.data_source,
+            mini_repeat_count=stock.mini_repeat_count,
+            batch_size=stock.batch_size,
+            repeat_count=stock.repeat_count,
+            shuffle=stock.shuffle,
+            seed=stock.seed,
+        )
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, Tensor]]:
+        """Token ids a row, and the media of each distinct clip, expanded to the rows for generation."""
+        read = [read_conversation(prompt) for prompt in prompts]
+        distinct = list(dict.fromkeys(read))
+        device = self.accelerator.device
+        self._clip_index = torch.tensor([distinct.index(one) for one in read], device=device)
+
+        with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+            decoded = list(pool.map(self._decode, [path for _, path, _ in distinct]))
+        unreadable = [path is not None and clip is None for (_, path, _), clip in zip(distinct, decoded, strict=True)]
+        self._unreadable = torch.tensor(unreadable, device=device)[self._clip_index]
+
+        processor = self.processing_class
+        texts = [processor.prompt(question, modality) for question, _, modality in distinct]
+        ids = processor.tokenizer([processor.expand(text) for text in texts], add_special_tokens=False)["input_ids"]
+        media = self._encode(decoded, [question for question, _, _ in distinct])
+        self._media[self._mode] = media
+        rows = self._clip_index.tolist()
+        return [ids[row] for row in rows], None, {name: value[self._clip_index] for name, value in media.items()}
+
+    def _decode(self, path: str | None) -> TrainingClip | None:
+        if path is None:
+            return None
+        try:
+            return self.clips.load(Path(path))
+        except MediaError as error:
+            logger.warning("no reward for the completions of a clip that cannot be read: %s", error)
+            return None
+
+    def _encode(self, clips: Sequence[TrainingClip | None], questions: list[str]) -> dict[str, Tensor]:
+        """The model's media inputs, one row a clip; the outputs of frozen towers in place of their inputs."""
+        media = batch_media(list(clips), self.processing_class)
+        if "pixel_values" in media:
+            media |= self.processing_class.gate_inputs(questions)
+        media = {name: value.to(self.accelerator.device) for name, value in media.items()}
+        core: HumanOmniModel = self.accelerator.unwrap_model(self.model).model
+        with torch.no_grad(), self.accelerator.autocast():
+            if "pixel_values" in media and _is_frozen(core.vision_tower):
+                media["vision_features"] = core.encode_frames(media.pop("pixel_values"))
+            if "input_features" in media and _is_frozen(core.audio_tower):
+                media["audio_features"] = core.encode_audio(media.pop("input_features"))
+        return media
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        output["clip_index"] = self._clip_index
+        return output
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        self._clip_index = inputs["clip_index"]
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """TRL's, in chunks of ``batch_size`` rows with the media of each row's clip."""
+        media, clip_index = self._media[self._mode], self._clip_index
+        chunk_size = batch_size or input_ids.shape[0]
+        chunks = []
+        for start in range(0, input_ids.shape[0], chunk_size):
+            rows = slice(start, start + chunk_size)
+            with_media = functools.partial(model, **{name: value[clip_index[rows]] for name, value in media.items()})
+            chunks.append(
+                super()._get_per_token_logps_and_entropies(
+                    with_media, input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs
+                )
+            )
+        logps, entropies, aux_losses = zip(*chunks, strict=True)
+        return (
+            torch.cat(logps),
+            None if entropies[0] is None else torch.cat(entropies),
+            None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
+        )
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        """Rewards [rows of all processes, functions], NaN where missing, by the two rules of this class."""
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards[gather(self._unreadable)] = torch.nan
+        if self._mode == "train":
+            self._watch_judge()
+        group_size = self.num_generations if self._mode == "train" else self.num_generations_eval
+        return comparable_rewards(rewards, gather(self._unreadable), group_size)
+
+    def _watch_judge(self) -> None:
+        judged = [reward for reward in self.reward_funcs if isinstance(reward, CoherenceReward)]
+        if not judged:
+            return
+        counts = torch.tensor([[reward.asked, reward.missing] for reward in judged], device=self.accelerator.device)
+        asked, missing = gather(counts.sum(dim=0, keepdim=True)).sum(dim=0).tolist()
+        self.judge_watch.add(asked, missing)
+        if self.judge_watch.message:
+            logger.error("%s", self.judge_watch.message)
+            self.control.should_save = True
+            self.control.should_training_stop = True
+
+
+def comparable_rewards(rewards: Tensor, unreadable: Tensor, group_size: int) -> Tensor:
+    """Leaves a reward that is missing for one readable completion out for its whole group.
+
+    Args:
+        rewards: [rows, functions], NaN where missing; rows of a group follow one another.
+        unreadable: [rows], completions of clips that cannot be read, which have no rewards and take none away.
+        group_size: completions of one prompt.
+
+    Returns:
+        [rows, functions].
+    """
+    missing = (rewards.isnan() & ~unreadable.unsqueeze(1)).view(-1, group_size, rewards.shape[1])
+    missing_in_group = missing.any(dim=1, keepdim=True).expand_as(missing).reshape(rewards.shape)
+    return rewards.masked_fill(missing_in_group, torch.nan)
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
