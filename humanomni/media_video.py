@@ -1,9 +1,9 @@
 """Frames of a video by their number: decord for ordinary files, PyAV for the rest.
 
-decord is the decoder that the published checkpoints were trained with, and PyAV gives the same bytes for 8-bit video.
-decord aborts the process, though, when a header states a wrong number of frames, and it misjudges or refuses some
-containers. So the packets are counted first, which decodes nothing, and only a file that is what its header says goes
-to decord.
+decord is the decoder that the published checkpoints were trained with; for 8-bit H.264 PyAV gives the same bytes. But
+decord returns other frames than asked for where B-frames meet AVI, HEVC, MPEG-4 or open groups of pictures, refuses
+some containers, and aborts the process when a header states a wrong number of frames. So the packets are looked through
+first, which decodes nothing, and only a plain H.264 mp4 or mov that is what its header says goes to decord.
 """
 
 import logging
@@ -29,6 +29,7 @@ except ImportError:  # it exists for x86-64 only; PyAV reads everything elsewher
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 2**26  # of one frame, twice 8K: a damaged header may ask for gigabytes
+UNTIMED = {"avi", "asf"}  # containers that store when frames are decoded, not when they are shown
 FALLBACK_FPS = 25.0  # where a container states no frame rate
 
 
@@ -40,7 +41,7 @@ class VideoTrack:
         timeline: when each of the N frames is shown.
         keys: what tells a frame apart, ascending: its time stamp, or its number where the container stores no times.
         entries: keys at which decoding can begin; empty when it can begin at the start of the file only.
-        ordinary: whether the file is what its header says, so that decord may read it.
+        ordinary: whether decord may read the file and reads it right.
     """
 
     timeline: Timeline
@@ -64,6 +65,7 @@ def scan_video(path: Path) -> VideoTrack | None:
         rate = stream.average_rate or stream.guessed_rate
         fps = float(rate) if rate else FALLBACK_FPS
         count = hidden = 0
+        open_gop = False
         stamps: set[int] = set()
         entries: list[int] = []
         for packet in packets(container, stream):
@@ -75,18 +77,22 @@ def scan_video(path: Path) -> VideoTrack | None:
                 stamps.add(packet.pts)
                 if packet.is_keyframe:
                     entries.append(packet.pts)
+                elif entries and packet.pts < entries[-1]:  # shown before the key frame that it is stored after
+                    open_gop = True
         if not count:
             raise MediaError(path, "its video stream holds no frame; was the recording or copy broken off?")
         keys = sorted(stamps)
         timeline = Timeline.even(count, fps)
-        if len(keys) < count or container.format.name == "avi":  # AVI stores the order of frames, not their times
+        if len(keys) < count or container.format.name in UNTIMED:
             keys, entries = list(range(count)), []
         else:
             entries.sort()
             timeline = Timeline((np.array(keys, dtype=np.float64) - keys[0]) * float(stream.time_base or 0), fps)
             if not timeline.regular and timeline.seconds[-1] > 0:  # the stated rate is not what the time stamps say
                 timeline = Timeline(timeline.seconds, (count - 1) / float(timeline.seconds[-1]))
-        return VideoTrack(timeline, keys, entries, timeline.regular and hidden == 0 and stream.frames == count)
+        h264_mp4 = container.format.name.startswith("mov,mp4") and stream.codec_context.name == "h264"
+        plain = timeline.regular and not hidden and not open_gop
+        return VideoTrack(timeline, keys, entries, ordinary=h264_mp4 and plain and stream.frames == count)
 
 
 def read_frames(path: Path, track: VideoTrack, indices: list[int]) -> np.ndarray:

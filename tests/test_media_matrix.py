@@ -95,6 +95,22 @@ def test_part_of_every_container(tmp_path: Path, name: str) -> None:
     check_sound(clip, ORDINARY[name], 0.6, 1.8)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("open_gop.mp4", "libx264", {"x264-params": "open-gop=1:keyint=5:bframes=2"}),
+        ("open_gop.mov", "libx265", {"x265-params": "log-level=none:keyint=30"}),
+        ("b_frames.avi", "libx264", {"g": "12", "bf": "3"}),
+        ("b_frames.mov", "mpeg4", {"bf": "2"}),
+        ("b_frames.wmv", "libx264", {"bf": "2"}),
+    ],
+)
+def test_files_whose_frames_decord_confuses(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    clip = load_clip(write_clip(tmp_path / name, frames=200, codec=codec, codec_options=options, sound=None))
+    assert clip.frames is not None
+    assert read_counters(clip.frames) == sample_frame_indices(200, 8)
+
+
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 @pytest.mark.parametrize("size", [(96, 128), (36, 48)], ids=["decord", "too narrow for decord"])
 def test_rotated_phone_video_is_upright(tmp_path: Path, degrees: int, size: tuple[int, int]) -> None:
