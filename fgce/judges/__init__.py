@@ -6,9 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fgce.judges.base import Judge
 from fgce.judges.lexicon import LexiconJudge
-from fgce.judges.model import ModelJudge
+from fgce.judges.model import Engine, ModelJudge
 from fgce.judges.openai import OpenAIConfig, OpenAIEngine
 from fgce.judges.protocols import make_protocol
+from fgce.judges.vllm import VllmConfig, VllmEngine
 from fgce.rubric import Rubric
 from fgce.schema import JudgeInfo
 
@@ -20,12 +21,13 @@ class LexiconConfig(BaseModel):
     backend: Literal["lexicon"] = "lexicon"
 
 
-JudgeConfig = Annotated[LexiconConfig | OpenAIConfig, Field(discriminator="backend")]
+JudgeConfig = Annotated[LexiconConfig | OpenAIConfig | VllmConfig, Field(discriminator="backend")]
 
 
 def build_judge(config: JudgeConfig, rubric: Rubric) -> Judge:
     """The judge that a configuration names."""
     if isinstance(config, LexiconConfig):
         return LexiconJudge()
-    info = JudgeInfo(backend=config.backend, model=config.model, revision=config.revision)
-    return ModelJudge(OpenAIEngine(config), make_protocol(config.protocol, rubric), info)
+    engine: Engine = OpenAIEngine(config) if isinstance(config, OpenAIConfig) else VllmEngine(config)
+    info = JudgeInfo(backend=config.backend, model=config.model, revision=config.revision or "main")
+    return ModelJudge(engine, make_protocol(config.protocol, rubric), info)

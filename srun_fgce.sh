@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=fgce
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --output=logs/fgce-%j.log
+# Serves FG-CE on every node of the job and writes the servers' URLs, once all are ready, to a file for the trainer.
+#
+#   sbatch srun_fgce.sh                            one node
+#   sbatch --nodes=4 srun_fgce.sh                  four: the client shares its requests out among them
+#   bash srun_fgce.sh                              this machine, without Slurm
+#
+# A training job then starts with
+#   export FGCE_URL="$(cat runs/fgce/endpoints)" FGCE_TOKEN="$(cat runs/fgce/token)"
+#
+#   FGCE_CONFIG  settings of the servers   (configs/fgce/vllm.yaml)
+#   FGCE_RUN     folder of endpoints, token and server logs (runs/fgce)
+#   FGCE_PORT    port on every node        (8000; 0 takes free ones)
+#   FGCE_HOST    address to bind           (the node's first one)
+#   FGCE_WAIT    seconds that loading the judge may take (1800)
+#   VENV         the virtual environment   (.venv)
+set -euo pipefail
+
+FGCE_CONFIG=${FGCE_CONFIG:-configs/fgce/vllm.yaml}
+FGCE_RUN=${FGCE_RUN:-runs/fgce}
+FGCE_PORT=${FGCE_PORT:-8000}
+FGCE_WAIT=${FGCE_WAIT:-1800}
+PYTHON=${VENV:-.venv}/bin/python
+# Slurm runs a copy of this script from its spool folder; the job starts in the folder of sbatch.
+SCRIPT=${SLURM_SUBMIT_DIR:-$PWD}/srun_fgce.sh
+export FGCE_CONFIG FGCE_RUN FGCE_PORT FGCE_WAIT
+
+# serve_node: a server on this node; its URL goes to $FGCE_RUN/nodes/ when its judge has scored the canaries.
+serve_node() {
+    local host=${FGCE_HOST:-$(hostname -I | cut -d' ' -f1)}
+    local name=${SLURM_PROCID:-0} url="" deadline=$((SECONDS + FGCE_WAIT))
+    local log=$FGCE_RUN/server-$name.log
+    "$PYTHON" -m fgce serve --config "$FGCE_CONFIG" --host "$host" --port "$FGCE_PORT" \
+        --set "cache=$FGCE_RUN/scores-$name.db" --set "audit=$FGCE_RUN/audit-$name.jsonl" 2> "$log" &
+    local server=$!
+    # shellcheck disable=SC2064 # this server's number, now
+    trap "kill $server 2> /dev/null; wait $server" TERM INT EXIT
+    until [ -n "$url" ] && is_ready "$url"; do
+        if ! kill -0 "$server" 2> /dev/null || [ "$SECONDS" -gt "$deadline" ]; then
+            echo "The FG-CE server on $(hostname) did not get ready; the end of $log:" >&2
+            tail -n 20 "$log" >&2
+            return 1
+        fi
+        sleep 1
+        url=$(sed -n 's/.*FG-CE ready at \(http.*\)$/\1/p' "$log")
+    done
+    echo "$url" > "$FGCE_RUN/nodes/$name"
+    wait "$server"
+}
+
+is_ready() {
+    "$PYTHON" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/readyz", timeout=120)' "$1" 2> /dev/null
+}
+
+if [ "${1:-}" = node ]; then
+    serve_node
+    exit
+fi
+
+mkdir -p logs "$FGCE_RUN"
+rm -rf "$FGCE_RUN/nodes" "$FGCE_RUN/endpoints"
+mkdir "$FGCE_RUN/nodes"
+if [ -z "${FGCE_TOKEN:-}" ]; then
+    FGCE_TOKEN=$("$PYTHON" -c 'import secrets; print(secrets.token_urlsafe(32))')
+fi
+export FGCE_TOKEN
+(umask 077 && echo "$FGCE_TOKEN" > "$FGCE_RUN/token")
+
+NODES=${SLURM_NNODES:-1}
+if [ -n "${SLURM_JOB_ID:-}" ]; then
+    srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 bash "$SCRIPT" node &
+else
+    bash "$SCRIPT" node &
+fi
+SERVERS=$!
+trap 'rm -f "$FGCE_RUN/endpoints"; kill "$SERVERS" 2> /dev/null; wait "$SERVERS"' TERM INT EXIT
+
+while [ "$(find "$FGCE_RUN/nodes" -type f -size +0 | wc -l)" -lt "$NODES" ]; do
+    kill -0 "$SERVERS" 2> /dev/null || { wait "$SERVERS"; exit 1; }
+    sleep 1
+done
+cat "$FGCE_RUN"/nodes/* > "$FGCE_RUN/endpoints.new"
+mv "$FGCE_RUN/endpoints.new" "$FGCE_RUN/endpoints"
+echo "FG-CE is ready on $NODES node(s): $FGCE_RUN/endpoints"
+wait "$SERVERS"
