@@ -64,35 +64,31 @@ def scan_video(path: Path) -> VideoTrack | None:
             raise MediaError(path, f"a frame of {stream.width}x{stream.height} pixels is too large to read")
         rate = stream.average_rate or stream.guessed_rate
         fps = float(rate) if rate else FALLBACK_FPS
-        count = hidden = 0
-        open_gop = False
-        stamps: set[int] = set()
-        entries: list[int] = []
-        for packet in packets(container, stream):
-            if packet.is_discard:  # cut off by an edit list: needed for decoding, never shown
-                hidden += 1
-                continue
-            count += 1
-            if packet.pts is not None:
-                stamps.add(packet.pts)
-                if packet.is_keyframe:
-                    entries.append(packet.pts)
-                elif entries and packet.pts < entries[-1]:  # shown before the key frame that it is stored after
-                    open_gop = True
-        if not count:
+        every = [(packet.pts, packet.is_keyframe, packet.is_discard) for packet in packets(container, stream)]
+        shown = [(pts, is_key) for pts, is_key, cut_off_by_edit_list in every if not cut_off_by_edit_list]
+        if not shown:
             raise MediaError(path, "its video stream holds no frame; was the recording or copy broken off?")
-        keys = sorted(stamps)
-        timeline = Timeline.even(count, fps)
-        if len(keys) < count or container.format.name in UNTIMED:
-            keys, entries = list(range(count)), []
-        else:
-            entries.sort()
-            timeline = Timeline((np.array(keys, dtype=np.float64) - keys[0]) * float(stream.time_base or 0), fps)
-            if not timeline.regular and timeline.seconds[-1] > 0:  # the stated rate is not what the time stamps say
-                timeline = Timeline(timeline.seconds, (count - 1) / float(timeline.seconds[-1]))
-        h264_mp4 = container.format.name.startswith("mov,mp4") and stream.codec_context.name == "h264"
-        plain = timeline.regular and not hidden and not open_gop
-        return VideoTrack(timeline, keys, entries, ordinary=h264_mp4 and plain and stream.frames == count)
+        keys = sorted({pts for pts, _ in shown if pts is not None})
+        if len(keys) < len(shown) or container.format.name in UNTIMED:
+            return VideoTrack(Timeline.even(len(shown), fps), list(range(len(shown))), [], ordinary=False)
+        entries = sorted(pts for pts, is_key in shown if is_key and pts is not None)
+        timeline = Timeline((np.array(keys, dtype=np.float64) - keys[0]) * float(stream.time_base or 0), fps)
+        if not timeline.regular and timeline.seconds[-1] > 0:  # the stated rate is not what the time stamps say
+            timeline = Timeline(timeline.seconds, (len(keys) - 1) / float(timeline.seconds[-1]))
+        ordinary = (
+            container.format.name.startswith("mov,mp4")
+            and stream.codec_context.name == "h264"
+            and stream.frames == len(every) == len(shown)
+            and timeline.regular
+            and not _has_open_gop(shown)
+        )
+        return VideoTrack(timeline, keys, entries, ordinary)
+
+
+def _has_open_gop(shown: list[tuple[int | None, bool]]) -> bool:
+    """Whether a frame is shown before the key frame that it is stored after."""
+    pts, is_key = (np.array(column) for column in zip(*shown, strict=True))
+    return bool((pts < np.maximum.accumulate(np.where(is_key, pts, pts.min()))).any())
 
 
 def read_frames(path: Path, track: VideoTrack, indices: list[int]) -> np.ndarray:
