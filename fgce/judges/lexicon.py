@@ -137,7 +137,7 @@ def _lower(one: _Verdict, other: _Verdict) -> _Verdict:
 
 def _rate_extraction(reading: Reading, emotion: str) -> _Verdict:
     if not reading.observations:
-        if "irrelevant" in reading.kinds and not reading.parts:
+        if "irrelevant" in reading.kinds:
             return 1, "says nothing about the person's emotion"
         return 2, f"no cue in it is known to support {emotion}"
     return _evidence(reading, emotion)

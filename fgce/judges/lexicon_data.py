@@ -109,13 +109,18 @@ class Phrasebook:
             position += length
 
     def _longest_at(self, tokens: list[str], position: int) -> tuple[int, list[Tag]]:
+        """Length and tags of the longest phrase at a position; a word's own entry hides those of its base forms."""
         best_length = 1
         best_tags: list[Tag] = []
-        for first in base_forms(tokens[position]):
+        word = tokens[position]
+        own = self._by_first.get(word, {}).get((word,), [])
+        for first in base_forms(word):
             for words, tags in self._by_first.get(first, {}).items():
                 if len(words) < best_length or len(words) > len(tokens) - position:
                     continue
-                if all(word in base_forms(tokens[position + i]) for i, word in enumerate(words) if i):
+                if len(words) == 1 and own and first != word:
+                    continue
+                if all(other in base_forms(tokens[position + i]) for i, other in enumerate(words) if i):
                     if len(words) > best_length:
                         best_length, best_tags = len(words), []
                     best_tags = best_tags + [tag for tag in tags if tag not in best_tags]
