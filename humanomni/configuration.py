@@ -45,7 +45,7 @@ class HumanOmniConfig(PreTrainedConfig):
         "bert_config": BertConfig,
     }
     # TRL looks for remote code under this name in the configuration of a model it loads again as the reference.
-    auto_map = {}
+    auto_map = {}  # type: ignore[var-annotated] # an annotation would make it a field
 
     text_config: Any = None
     vision_config: Any = None

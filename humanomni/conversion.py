@@ -176,7 +176,7 @@ def convert(
     model.load_state_dict(state, assign=True)
     model.tie_weights()
     if dtype is not None:
-        model.to(dtype)
+        model.to(dtype)  # type: ignore[arg-type] # transformers' decorator hides the signature
     generation = legacy / "generation_config.json"
     if generation.is_file():
         model.generation_config = GenerationConfig.from_pretrained(legacy)

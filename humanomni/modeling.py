@@ -48,7 +48,7 @@ class VisionTower(SiglipVisionModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.post_layernorm = nn.Identity()
+        self.post_layernorm = nn.Identity()  # type: ignore[assignment]
 
 
 @dataclass
@@ -170,20 +170,20 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
         if has_video is not None:
             if gate_input_ids is None or gate_attention_mask is None:
                 raise ValueError("a prompt with <video> needs gate_input_ids and gate_attention_mask")
-            if vision_features is None:
-                vision_features = self.encode_frames(pixel_values[has_video])
-            else:
-                vision_features = vision_features[has_video].to(embeds.dtype)
-            tokens = self.video_tokens(vision_features, gate_input_ids[has_video], gate_attention_mask[has_video])
+            if vision_features is not None:
+                patches = vision_features[has_video].to(embeds.dtype)
+            elif pixel_values is not None:
+                patches = self.encode_frames(pixel_values[has_video])
+            tokens = self.video_tokens(patches, gate_input_ids[has_video], gate_attention_mask[has_video])
             embeds = embeds.masked_scatter(video_mask.unsqueeze(-1), tokens.to(embeds.dtype))
 
         has_audio = placeholder_rows(audio_mask, self.config.num_audio_tokens, input_features, audio_features, "audio")
         if has_audio is not None:
-            if audio_features is None:
-                audio_features = self.encode_audio(input_features[has_audio])
-            else:
-                audio_features = audio_features[has_audio].to(embeds.dtype)
-            tokens = self.audio_tokens(audio_features)
+            if audio_features is not None:
+                states = audio_features[has_audio].to(embeds.dtype)
+            elif input_features is not None:
+                states = self.encode_audio(input_features[has_audio])
+            tokens = self.audio_tokens(states)
             embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), tokens.to(embeds.dtype))
         return embeds
 
@@ -199,7 +199,7 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
         media = {name: kwargs.pop(name, None) for name in MEDIA_INPUTS}
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
+        if input_ids is not None:
             if input_ids.shape[1] > 1:
                 inputs_embeds = self.embed(input_ids, **media)
             else:  # A decoding step: no placeholder can be there, and no look at values keeps it compilable.
@@ -296,12 +296,10 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             attentions=outputs.attentions,
         )
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The library's inputs; once the prompt is in the cache, without the media."""
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration:
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        if not kwargs.get("is_first_iteration"):
             for name in MEDIA_INPUTS:
                 inputs.pop(name, None)
         return inputs

@@ -79,7 +79,7 @@ class HumanOmniProcessor(ProcessorMixin):
         )
 
     def resize(self, frames: np.ndarray) -> Tensor:
-        """Frames uint8 [T, H, W, 3] -> uint8 [T, 3, S, S], squared as ``frame_fit`` says: all that a cache has to keep."""
+        """Frames uint8 [T, H, W, 3] -> uint8 [T, 3, S, S], squared as ``frame_fit`` says: what a cache keeps."""
         images = [Image.fromarray(frame) for frame in frames]
         if self.frame_fit == "pad":
             colour = tuple(int(255 * mean) for mean in self.image_processor.image_mean)
@@ -186,7 +186,8 @@ class HumanOmniProcessor(ProcessorMixin):
 
     def gate_inputs(self, gate_text: Sequence[str]) -> dict[str, Tensor]:
         """gate_input_ids and gate_attention_mask [B, S'], right-padded."""
-        encoded = self.gate_tokenizer(list(gate_text), padding=True, truncation=True, return_tensors="pt")
+        gate_tokenizer: Any = self.gate_tokenizer  # type: ignore[attr-defined] # ProcessorMixin sets it
+        encoded = gate_tokenizer(list(gate_text), padding=True, truncation=True, return_tensors="pt")
         return {"gate_input_ids": encoded["input_ids"], "gate_attention_mask": encoded["attention_mask"]}
 
     @classmethod

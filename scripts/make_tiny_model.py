@@ -27,7 +27,7 @@ from transformers import (
 from humanomni.configuration import HumanOmniConfig
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import PLACEHOLDERS, HumanOmniProcessor
-from humanomni.prompts import EMOTION_QUESTION, user_content
+from humanomni.prompts import user_content
 from humanomni.records import read_records
 
 logger = logging.getLogger("make_tiny_model")
@@ -42,9 +42,9 @@ SOUND_SECONDS, MEL_BINS = 4, 64
 
 
 def corpus_texts(path: Path) -> Iterator[str]:
-    """What the model will read and write: the prompt's text, then each record's target."""
-    yield user_content(EMOTION_QUESTION)
+    """What the model will read and write: each record's prompt and target."""
     for record in read_records(path):
+        yield user_content(record.question)
         yield record.target
 
 
@@ -78,7 +78,7 @@ def main() -> None:
             vocab_size=args.vocab_size,
             hidden_size=128,
             intermediate_size=384,
-            num_hidden_layers=4,
+            num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=1024,
@@ -111,6 +111,7 @@ def main() -> None:
             max_position_embeddings=256,
         ).to_dict(),
         gate_hidden_size=64,
+        audio_pool=5,  # 40 audio tokens for 4 s
     )
     processor = HumanOmniProcessor.for_config(
         config,

@@ -85,7 +85,7 @@ class ClipLoader:
         if self.video and clip.frames is None:
             raise MediaError(path, "holds no video stream")
         return TrainingClip(
-            pixels=self.processor.resize(clip.frames) if self.video else None,
+            pixels=None if clip.frames is None else self.processor.resize(clip.frames),
             mel=self.processor.mel(clip.waveform) if self.audio else None,
         )
 

@@ -99,11 +99,13 @@ def run_grpo(args: GRPOArguments) -> None:
     data_root = require_path("data_root", args.data_root) if args.data_root else None
     processor = HumanOmniProcessor.from_pretrained(model_path)
     # A sampled placeholder would ask the next forward for media that is not there.
-    args.generation_kwargs = {"suppress_tokens": processor.placeholder_ids, **(args.generation_kwargs or {})}
+    suppressed = {"suppress_tokens": processor.placeholder_ids}
+    args.generation_kwargs = suppressed | (args.generation_kwargs or {})  # type: ignore[operator] # TRL made it a dict
     model = HumanOmniForConditionalGeneration.from_pretrained(model_path)
     model.set_trainable(args.trainable_parts)
     prompts = load_prompts(train_path, data_root, args.modality)
-    per_step = args.generation_batch_size // args.num_generations
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_step //= args.num_generations
     logger.info("GRPO with %s\n%s", ", ".join(args.rewards), describe_run(args, model, len(prompts), per_step))
     if args.dry_run:
         return

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather
 from torch import Tensor, nn
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from humanomni.media import MediaError
@@ -74,7 +74,12 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         judge_watch: told of every step's missing judgements; the run stops with a checkpoint when it says so.
     """
 
+    args: GRPOConfig
+    model: nn.Module
     processing_class: HumanOmniProcessor
+    num_generations: int
+    num_generations_eval: int
+    reward_funcs: list[Any]
 
     def __init__(self, *args: Any, clips: ClipLoader, judge_watch: JudgeWatch, **kwargs: Any) -> None:
         self.clips = clips
@@ -82,8 +87,8 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         # Media of the last generation, one row a clip, by mode: an evaluation between two steps of one buffer must not
         # replace the training clips.
         self._media: dict[str, dict[str, Tensor]] = {}
-        self._clip_index: Tensor | None = None
-        self._unreadable: Tensor | None = None
+        self._clip_index = torch.empty(0, dtype=torch.long)
+        self._unreadable = torch.empty(0, dtype=torch.bool)
         super().__init__(*args, **kwargs)
 
     @property
@@ -91,7 +96,7 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         return "train" if self.model.training else "eval"
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-        stock = super()._get_train_sampler(dataset)
+        stock = cast(RepeatSampler, super()._get_train_sampler(dataset))
         return EpochSampler(
             data_source=stock.data_source,
             mini_repeat_count=stock.mini_repeat_count,
@@ -191,7 +196,7 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         return comparable_rewards(rewards, gather(self._unreadable), group_size)
 
     def _watch_judge(self) -> None:
-        judged = [reward for reward in self.reward_funcs if isinstance(reward, CoherenceReward)]
+        judged = [one for one in self.reward_funcs if isinstance(one, CoherenceReward)]
         if not judged:
             return
         counts = torch.tensor([[reward.asked, reward.missing] for reward in judged], device=self.accelerator.device)

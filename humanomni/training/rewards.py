@@ -24,12 +24,12 @@ def text_of(completion: Sequence[Message] | str) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def accuracy(completions: Sequence[Sequence[Message]], solution: Sequence[str], **_: Any) -> list[float]:
+def accuracy(completions: Sequence[Sequence[Message]], solution: Sequence[str], **_: Any) -> list[float | None]:
     """1 where the completion holds the pattern and its answer means the true emotion, else 0."""
     return [float(is_correct(text_of(c), truth)) for c, truth in zip(completions, solution, strict=True)]
 
 
-def format(completions: Sequence[Sequence[Message]], **_: Any) -> list[float]:  # noqa: A001 - the field's name for it
+def format(completions: Sequence[Sequence[Message]], **_: Any) -> list[float | None]:  # noqa: A001 - the field's name for it
     """1 where the whole completion is ``<think>…</think>`` white space ``<answer>…</answer>``, else 0."""
     return [float(parse_completion(text_of(c)).well_formed) for c in completions]
 

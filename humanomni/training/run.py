@@ -36,7 +36,7 @@ def parse_arguments(arguments_class: type[Arguments], command_line: Sequence[str
     Raises:
         ConfigurationError: for an unknown key in the YAML file, or a file that is no mapping or does not exist.
     """
-    parser = TrlParser(arguments_class)
+    parser = TrlParser([arguments_class])  # type: ignore[list-item] # its protocol wants dict fields
     try:
         (arguments,) = parser.parse_args_and_config(command_line)
     except (FileNotFoundError, ValueError) as error:
@@ -53,7 +53,7 @@ def set_up_logging(arguments: TrainingArguments) -> None:
 
 def save_manifest(arguments: TrainingArguments, **more: Any) -> None:
     """Writes what the run was into its folder: ``config.yaml``, resolved, and ``manifest.json`` with the versions."""
-    folder = Path(arguments.output_dir)
+    folder = output_folder(arguments)
     folder.mkdir(parents=True, exist_ok=True)
     resolved = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(arguments) if field.init}
     plain = json.loads(json.dumps(resolved, default=str))
@@ -86,7 +86,8 @@ def git_commit() -> str | None:
 
 def last_checkpoint(arguments: TrainingArguments) -> str | None:
     """The newest checkpoint in the run's folder, from which an interrupted run goes on."""
-    return get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+    folder = output_folder(arguments)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -117,6 +118,17 @@ def describe_run(
             *rows,
         ]
     )
+
+
+def output_folder(arguments: TrainingArguments) -> Path:
+    """Where the run writes.
+
+    Raises:
+        ConfigurationError: when output_dir is not set.
+    """
+    if not arguments.output_dir:
+        raise ConfigurationError("output_dir is not set; give it in the YAML file or as --output_dir")
+    return Path(arguments.output_dir)
 
 
 def require_path(key: str, value: str | None) -> Path:

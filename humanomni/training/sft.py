@@ -22,6 +22,7 @@ from humanomni.training.run import (
     ConfigurationError,
     describe_run,
     last_checkpoint,
+    output_folder,
     require_path,
     save_manifest,
     set_up_logging,
@@ -134,7 +135,7 @@ class SFTTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.skipped = SkippedSamples(Path(self.args.output_dir) / f"skipped.rank{self.args.process_index}.jsonl")
+        self.skipped = SkippedSamples(output_folder(self.args) / f"skipped.rank{self.args.process_index}.jsonl")
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         problems = inputs.pop("problems", [])
