@@ -27,7 +27,7 @@ def test_sampling_is_the_authors(shared_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["clip_01", "clip_02", "clip_03"])
-def test_clip_is_bit_identical_to_the_authors(shared_dir: Path, name: str) -> None:
+def test_frames_are_the_authors_to_the_bit(shared_dir: Path, name: str) -> None:
     golden = json.loads((shared_dir / f"golden/golden/small-A/{name}.json").read_text())
     clip = load_clip(shared_dir / "clips" / golden["clip"], num_frames=golden["num_frames"])
     assert clip.frames is not None
