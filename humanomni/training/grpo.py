@@ -21,6 +21,7 @@ from humanomni.training.run import (
     ConfigurationError,
     describe_run,
     last_checkpoint,
+    require_known,
     require_path,
     save_manifest,
     set_up_logging,
@@ -58,10 +59,9 @@ class GRPOArguments(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.modality not in MODALITIES:
-            raise ConfigurationError(f"modality: {self.modality!r} is none of {', '.join(MODALITIES)}")
-        if unknown := [name for name in self.rewards if name.lower() not in REWARDS]:
-            raise ConfigurationError(f"rewards: {unknown} are none of {', '.join(REWARDS)}")
+        require_known("modality", [self.modality], MODALITIES)
+        require_known("trainable_parts", self.trainable_parts, PARTS)
+        require_known("rewards", [name.lower() for name in self.rewards], REWARDS)
         self.remove_unused_columns = False
 
 

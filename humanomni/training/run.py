@@ -1,17 +1,19 @@
 """What every training run shares: its configuration from YAML and flags, its record on disk, its dry run."""
 
 import dataclasses
+import difflib
 import importlib.metadata
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 import yaml
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -34,14 +36,58 @@ def parse_arguments(arguments_class: type[Arguments], command_line: Sequence[str
     """Reads ``--config FILE.yaml`` and flags, which win, into a stage's dataclass.
 
     Raises:
-        ConfigurationError: for an unknown key in the YAML file, or a file that is no mapping or does not exist.
+        ConfigurationError: for a file that cannot be read, a key or flag that is unknown, a value of the wrong type or
+            outside its choices, and a package that an option needs.
     """
+    flags = list(sys.argv[1:] if command_line is None else command_line)
     parser = TrlParser([arguments_class])  # type: ignore[list-item] # its protocol wants dict fields
+    if "--config" in flags[:-1]:
+        check_config_file(Path(flags[flags.index("--config") + 1]), arguments_class)
     try:
-        (arguments,) = parser.parse_args_and_config(command_line)
-    except (FileNotFoundError, ValueError) as error:
+        (arguments,) = parser.parse_args_and_config(flags)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ConfigurationError(
+            f"{str(error.name).strip()} Install it with pip install -e '.[deepspeed]', or go without: --deepspeed ''"
+        ) from error
+    except (OSError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
     return arguments
+
+
+def check_config_file(path: Path, arguments_class: type) -> None:
+    """Checks the keys of a YAML file and the types of its values, which TRL takes as they come.
+
+    Raises:
+        ConfigurationError: for the first fault; names the file, the key and the value.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"--config: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} must hold keys and values, as in seed: 0")
+    types = get_type_hints(arguments_class)
+    for key, value in content.items():
+        if key not in types:
+            close = difflib.get_close_matches(str(key), types, n=1)
+            raise ConfigurationError(f"{path}: unknown key {key}" + (f"; did you mean {close[0]}?" if close else ""))
+        try:
+            TypeAdapter(types[key]).validate_python(value)
+        except ValidationError as error:
+            raise ConfigurationError(f"{path}: {key}: {value!r} does not fit. {error.errors()[0]['msg']}") from error
+
+
+def require_known(key: str, values: Sequence[str], known: Iterable[str]) -> None:
+    """Checks names against the ones that there are.
+
+    Raises:
+        ConfigurationError: when one of them is unknown.
+    """
+    known = list(known)
+    if unknown := [value for value in values if value not in known]:
+        raise ConfigurationError(f"{key}: {', '.join(unknown)} is unknown; known are {', '.join(known)}")
 
 
 def set_up_logging(arguments: TrainingArguments) -> None:

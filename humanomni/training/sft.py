@@ -23,6 +23,7 @@ from humanomni.training.run import (
     describe_run,
     last_checkpoint,
     output_folder,
+    require_known,
     require_path,
     save_manifest,
     set_up_logging,
@@ -52,8 +53,8 @@ class SFTArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.modality not in MODALITIES:
-            raise ConfigurationError(f"modality: {self.modality!r} is none of {', '.join(MODALITIES)}")
+        require_known("modality", [self.modality], MODALITIES)
+        require_known("trainable_parts", self.trainable_parts, PARTS)
         self.remove_unused_columns = False
         self.label_names = ["labels"]
 
