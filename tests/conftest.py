@@ -1,5 +1,7 @@
 """Fixtures shared by all tests."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,24 @@ def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bert=golden / "bert",
     )
     return output
+
+
+@pytest.fixture(scope="session")
+def toy_world_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy world of 28 + 7 + 14 clips; tests read it and write elsewhere."""
+    output = tmp_path_factory.mktemp("world") / "toy"
+    run_script("make_toy_data.py", "--output", output, "--train", 28, "--val", 7, "--test", 14)
+    return output
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(toy_world_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tiny HumanOmni whose words are those of the toy world; tests read it and write elsewhere."""
+    output = tmp_path_factory.mktemp("model") / "tiny"
+    run_script("make_tiny_model.py", "--corpus", toy_world_dir / "sft_train.jsonl", "--output", output)
+    return output
+
+
+def run_script(name: str, *flags: object) -> None:
+    """Runs one of the repository's scripts; its output is shown when it fails."""
+    subprocess.run([sys.executable, REPO / "scripts" / name, *map(str, flags)], check=True, timeout=120)
