@@ -1,0 +1,299 @@
+"""Predictions on disk: shards that survive any kill, one file in input order at the end. Needs neither torch nor a GPU.
+
+A job is one input file under one model and one set of settings. For the output ``test.jsonl`` the folder holds
+
+    test.jsonl, test.errors.jsonl   the result: predictions, and records that failed, each in input order
+    test.job.json                   what the result or the shards belong to, and whether the job is finished
+    test.shards/rank*.jsonl         one line a record done so far; gone once merged
+
+Each rank appends to a shard of its own and takes every n-th record, so ranks never talk to one another; whoever
+finishes last merges. Every line is on the disk before its record counts as done.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Self
+
+from humanomni.records import BadLine, JsonlWriter, Line, Record, read_jsonl, read_records
+
+logger = logging.getLogger(__name__)
+
+# What decides a model's answers; a trainer leaves more in the folder, which must not make a job start afresh.
+_MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.index.json",
+    "*processor_config.json",
+    "*.jinja",
+    "tokenizer*",
+    "*_tokenizer/*",
+    "vocab*",
+    "merges*",
+)
+
+
+class JobError(RuntimeError):
+    """A job that cannot start; the message says why and what to do."""
+
+
+def read_inputs(path: Path) -> dict[int, Record | BadLine]:
+    """The input's records, and the lines that are none, by line number and in the file's order.
+
+    A record with half a surrogate pair (a lone "\\ud83d") is a bad line: it is no text and no file can repeat it.
+
+    A record that holds half a surrogate pair ("\\ud83d" alone) is a bad line: no UTF-8 file can repeat it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RecordError: the file begins like a JSON array but is none.
+    """
+    numbers = (entry.number for entry in read_jsonl(path, "skip"))
+    entries = zip(numbers, read_records(path, "skip"), strict=True)
+    return {number: entry if _is_text(entry) else _not_text(path, number) for number, entry in entries}
+
+
+def _is_text(entry: Record | BadLine) -> bool:
+    try:
+        json.dumps(vars(entry), ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _not_text(path: Path, number: int) -> BadLine:
+    return BadLine(path, number, "holds half a surrogate pair (\\ud800 to \\udfff), which is no text", "")
+
+
+def file_fingerprint(path: Path) -> str:
+    """Tells inputs apart by their bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Tells models apart by the names, sizes and times of their files: weights are too large to be read for it.
+
+    Raises:
+        JobError: the folder holds no model.
+    """
+    if not (folder / "config.json").is_file():
+        raise JobError(
+            f"--model_path {folder} holds no config.json; give a native HumanOmni folder "
+            "(scripts/convert_checkpoint.py makes one of a published checkpoint)"
+        )
+    files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
+    status = [(str(file.relative_to(folder)), file.stat()) for file in files]
+    identity = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in status]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+class PredictionJob:
+    """The files of one job.
+
+    Args:
+        output: the JSONL to write.
+        inputs: from :func:`read_inputs`.
+        settings: all that decides the predictions; plain JSON values.
+    """
+
+    def __init__(self, output: Path, inputs: Mapping[int, Record | BadLine], settings: Mapping[str, Any]) -> None:
+        self.output, self.inputs, self.settings = output, inputs, dict(settings)
+        self.errors = output.with_suffix(".errors.jsonl")  # the name that evaluation looks for
+        self.shards = output.with_suffix(".shards")
+        self._state_file = output.with_suffix(".job.json")
+
+    @property
+    def finished(self) -> bool:
+        """The result is there and belongs to these settings."""
+        state = self._state()
+        return bool(state.get("finished")) and state["settings"] == self.settings and self.output.is_file()
+
+    def open_shard(self, rank: int) -> "Shard | None":
+        """The shard of a rank, which knows what any rank has done before; None when the job is finished.
+
+        Shards and results of other settings make way: the shards are dropped, the results get the suffix ``.old``.
+
+        Raises:
+            JobError: another process works on this job under the same rank, or on this output with other settings.
+            OSError: the folder cannot be written.
+        """
+        if self.finished:
+            return None
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            if self.finished:  # by the other ranks, before this one came
+                return None
+            if self._state().get("settings") != self.settings:
+                self._make_way()
+            self.shards.mkdir(exist_ok=True)
+            self._write_state(finished=None)
+            lock = _try_lock(self.shards / f"rank{rank}.lock")
+            if lock is None:
+                raise JobError(f"rank {rank} of this job is at work already (it holds {self.shards}); let it finish")
+            return Shard(self.shards / f"rank{rank}.jsonl", lock, frozenset(self._outcomes()))
+
+    def merge(self) -> int:
+        """Writes the result when every record is done and no other rank has; the shards then go away.
+
+        Returns:
+            Records that are still to be done: by ranks at work, or by the same command after a kill.
+
+        Raises:
+            OSError: the disk is full; the shards stay.
+        """
+        with self._locked():
+            if self.finished:
+                return 0
+            outcomes = self._outcomes()
+            if missing := len(self.inputs.keys() - outcomes.keys()):
+                return missing
+            in_order = [outcomes[line] for line in self.inputs]
+            failures = [outcome["failure"] for outcome in in_order if "failure" in outcome]
+            if failures:
+                _write_whole(self.errors, failures)
+            else:
+                self.errors.unlink(missing_ok=True)
+            _write_whole(self.output, [outcome["prediction"] for outcome in in_order if "prediction" in outcome])
+            kinds = dict(Counter(failure["error"] for failure in failures).most_common())
+            self._write_state(finished={"predictions": len(self.inputs) - len(failures), "errors": kinds})
+            shutil.rmtree(self.shards)
+            return 0
+
+    def summary(self) -> str:
+        """Counts of a finished job, in words."""
+        finished = self._state()["finished"]
+        text = f"{finished['predictions']} predictions in {self.output}"
+        if kinds := finished["errors"]:
+            listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            text += f"; {sum(kinds.values())} records failed ({listed}), listed in {self.errors}"
+        return text
+
+    def _outcomes(self) -> dict[int, dict[str, Any]]:
+        """What the shards hold, by line number. A torn last line is no outcome: its record is done again."""
+        outcomes: dict[int, dict[str, Any]] = {}
+        for shard in sorted(self.shards.glob("rank*.jsonl")):
+            for entry in read_jsonl(shard, "skip"):
+                if isinstance(entry, Line):
+                    outcomes.setdefault(entry.value["line"], entry.value)
+        return outcomes
+
+    def _make_way(self) -> None:
+        if locked := [lock for lock in self.shards.glob("rank*.lock") if not _is_free(lock)]:
+            raise JobError(
+                f"another run with other settings is writing {self.output} (it holds {locked[0]}); let it finish, "
+                "or choose another --output_dir"
+            )
+        known = self._state().get("settings", {})
+        changed = [
+            f"{key} was {known.get(key)!r} and is {value!r}"
+            for key, value in self.settings.items()
+            if known.get(key) != value
+        ]
+        old = [path for path in (self.output, self.errors) if path.exists()]
+        if known or old:
+            logger.warning(
+                "%s: starting afresh, nothing that is there belongs to this run (%s)%s",
+                self.output,
+                "; ".join(changed) if known else f"there is no {self._state_file.name}",
+                f"; earlier results are kept as {', '.join(f'{path.name}.old' for path in old)}" if old else "",
+            )
+        for path in old:
+            path.replace(f"{path}.old")
+        shutil.rmtree(self.shards, ignore_errors=True)
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._state_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+
+    def _write_state(self, finished: dict[str, Any] | None) -> None:
+        _write_whole(self._state_file, [{"settings": self.settings, "finished": finished}])
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One rank at a time; a killed rank's lock is free. The file stays: others may be waiting for it."""
+        with self.output.with_name(f".{self.output.stem}.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+class Shard:
+    """One rank's lines, open for appending, and what is done already.
+
+    Attributes:
+        done: line numbers that need no work, whichever rank and run did them.
+    """
+
+    def __init__(self, path: Path, lock: IO[bytes], done: frozenset[int]) -> None:
+        self.done = done
+        self._lock = lock
+        self._writer = JsonlWriter(path)
+
+    def add_prediction(self, line: int, prediction: Mapping[str, Any]) -> None:
+        """Writes a prediction down for good."""
+        self._writer.write({"line": line, "prediction": prediction})
+
+    def add_failure(self, line: int, entry: Record | BadLine, error: str, detail: str) -> None:
+        """Writes down that a record has no prediction.
+
+        Args:
+            error: the error's kind, for counting.
+            detail: its message.
+        """
+        record = entry if isinstance(entry, Record) else None
+        failure = {
+            "id": record and record.id,
+            "video": record and record.video,
+            "line": line,
+            "error": error,
+            "detail": detail,
+        }
+        self._writer.write({"line": line, "failure": failure})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._writer.close()
+        self._lock.close()
+
+
+def _try_lock(path: Path) -> IO[bytes] | None:
+    """The open file, locked until it is closed or the process dies; None when another process has it."""
+    stream = path.open("ab")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        return None
+    return stream
+
+
+def _is_free(path: Path) -> bool:
+    lock = _try_lock(path)
+    if lock is None:
+        return False
+    lock.close()
+    return True
+
+
+def _write_whole(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON lines under a temporary name first, so that nobody ever reads half a file."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
