@@ -17,6 +17,7 @@ from fgce.audit import AuditError
 from fgce.cache import CacheError
 from fgce.commands import agreement, replay, rubric, score, serve
 from fgce.config import ConfigError
+from fgce.logs import setup_logging
 from fgce.rubric import RubricError
 from fgce.score_file import InputError
 
@@ -26,13 +27,13 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit status: 0, 2 with a message for what the user can mend, or the command's."""
     parser = argparse.ArgumentParser(prog="python -m fgce", description="Fine-Grained Coherence Evaluator")
+    parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    parser.add_argument("--log-json", action="store_true", help="log a JSON object a line")
     commands = parser.add_subparsers(dest="command", required=True)
     for command in (serve, score, agreement, replay, rubric):
         command.add_to(commands)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for library in ("httpx", "uvicorn.error"):  # they log every request and the stages of starting
-        logging.getLogger(library).setLevel(logging.WARNING)
+    setup_logging(args.log_level, json_lines=args.log_json)
     try:
         return args.run(args)
     except (ConfigError, RubricError, CacheError, AuditError, InputError) as error:

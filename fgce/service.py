@@ -1,6 +1,9 @@
 """What a server does with a request, whatever endpoint it came by: queue, score, count, log."""
 
+import logging
+import time
 import uuid
+from typing import Any
 
 from fgce.admission import Admission
 from fgce.audit import AuditLog
@@ -13,6 +16,8 @@ from fgce.rubric import load_rubric
 from fgce.schema import ScoreRequest, ScoreResponse
 from fgce.scorer import Scorer
 from fgce.sentences import SPLITTERS
+
+logger = logging.getLogger(__name__)
 
 
 class ScoringService:
@@ -40,12 +45,16 @@ class ScoringService:
         Raises:
             OverloadedError: the queue is full.
         """
+        start = time.monotonic()
         with self.admission.admit(len(request.items)):
             response = await self.scorer.score(request)
         for result in response.results:
             self.metrics.count(result)
+        request_id = uuid.uuid4().hex
         if self._audit:
-            self._audit.write(uuid.uuid4().hex, request, response)
+            self._audit.write(request_id, request, response)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("scored", extra=_counts(request_id, response, time.monotonic() - start))
         return response
 
     async def readiness(self) -> CanaryReport:
@@ -59,6 +68,18 @@ class ScoringService:
         await self.scorer.aclose()
         if self._audit:
             self._audit.close()
+
+
+def _counts(request_id: str, response: ScoreResponse, seconds: float) -> dict[str, Any]:
+    sentences = [sentence for result in response.results for sentence in result.sentences]
+    return {
+        "request": request_id,
+        "items": len(response.results),
+        "missing": sum(result.status == "missing" for result in response.results),
+        "sentences": len(sentences),
+        "cached": sum(sentence.trace.cached for sentence in sentences),
+        "seconds": round(seconds, 4),
+    }
 
 
 def make_scorer(config: FgceConfig) -> Scorer:

@@ -5,10 +5,11 @@ least in flight; what one cannot answer is tried on another.
 """
 
 import asyncio
-import itertools
-import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -20,7 +21,7 @@ from fgce.judges.protocols import Completion, ProtocolName, Query, TokenChoice
 from fgce.schema import MissingReason, Usage
 
 _RETRIED_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
-_LANE = 16  # requests a connection pool: httpx slows down with the square of what waits in one
+_PER_LANE = 16  # requests a connection pool: httpx slows down with the square of what waits in one
 _PAUSE = 0.1  # seconds, doubled with each attempt at an endpoint that has just failed
 _ALTERNATIVES = 20  # log-probabilities asked for; the scale's digits are among the likeliest
 
@@ -47,6 +48,12 @@ class OpenAIConfig(BaseModel):
     timeout: Annotated[float, Field(gt=0)] = 30.0
 
 
+@dataclass(slots=True)
+class _Lane:
+    http: httpx.AsyncClient
+    in_flight: int = 0
+
+
 class OpenAIEngine:
     """Implements `fgce.judges.model.Engine` over HTTP."""
 
@@ -54,8 +61,20 @@ class OpenAIEngine:
         self._config = config
         self._endpoints = Endpoints(config.base_urls)
         self._slots = {endpoint: asyncio.Semaphore(config.concurrency) for endpoint in self._endpoints.all}
-        self._clients = [self._client() for _ in range(math.ceil(config.concurrency / _LANE))]
-        self._next_client = itertools.cycle(self._clients)
+        self._lanes: list[_Lane] = []
+
+    @contextmanager
+    def _lane(self) -> Iterator[httpx.AsyncClient]:
+        """The connection pool with the least to do, a new one where all have enough."""
+        lane = min(self._lanes, key=lambda lane: lane.in_flight, default=None)
+        if lane is None or lane.in_flight >= _PER_LANE:
+            lane = _Lane(self._client())
+            self._lanes.append(lane)
+        lane.in_flight += 1
+        try:
+            yield lane.http
+        finally:
+            lane.in_flight -= 1
 
     def _client(self) -> httpx.AsyncClient:
         key = os.environ.get(self._config.api_key_variable)
@@ -63,7 +82,7 @@ class OpenAIEngine:
             timeout=self._config.timeout,
             verify=ssl_context(),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_LANE),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_PER_LANE),
         )
 
     async def complete(self, query: Query) -> Completion:
@@ -95,8 +114,8 @@ class OpenAIEngine:
 
     async def aclose(self) -> None:
         """Closes the connections."""
-        for client in self._clients:
-            await client.aclose()
+        for lane in self._lanes:
+            await lane.http.aclose()
 
     def _body(self, query: Query) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -122,7 +141,8 @@ class OpenAIEngine:
 
     async def _ask(self, url: str, body: dict[str, Any], attempt: int) -> Completion:
         try:
-            response = await next(self._next_client).post(url, json=body)
+            with self._lane() as http:
+                response = await http.post(url, json=body)
         except httpx.TimeoutException as error:
             raise AttemptError(MissingReason.TIMEOUT, f"{url}: {error!r}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,17 +14,20 @@ StartServer = Callable[..., str]
 
 
 @contextmanager
-def server_process(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def server_process(*arguments: str, options: Sequence[str] = ()) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`python -m fgce serve` on a free port: its URL, once it is ready, and the process, which ends with the block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "fgce", "serve", "--port", "0", *arguments], cwd=REPO, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "fgce", *options, "serve", "--port", "0", *arguments],
+        cwd=REPO,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     try:
         log = []
         for line in process.stderr:
             log.append(line)
-            if match := re.search(r"FG-CE ready at (http://\S+)", line):
+            if match := re.search(r"FG-CE ready at (http://[\d.:]+)", line):
                 yield match.group(1), process
                 return
         raise AssertionError("the server did not start:\n" + "".join(log))

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from server_process import StartServer
+from server_process import StartServer, server_process
 
 from fgce.cli import main
 from fgce.client import score
@@ -151,3 +151,14 @@ def test_replay_recomputes_a_run_and_shows_what_was_tampered_with(
     assert (difference["line"], difference["field"], difference["recorded"]) == (1, "normalised", 0.99)
     log.write_text("{}\n")
     assert main(["replay", str(log)]) == 2
+
+
+def test_structured_logs_hold_each_request(repo: Path):
+    arguments = ["--log-level", "DEBUG", "--log-json"]
+    with server_process(options=arguments) as (url, process):
+        score([ScoreItem(id="a", explanation="She is angry.", predicted_emotion="anger")], url)
+        process.terminate()
+        assert process.stderr is not None
+        lines = [json.loads(line) for line in process.stderr]
+    (scored,) = [line for line in lines if line["message"] == "scored"]
+    assert (scored["items"], scored["sentences"], scored["missing"], scored["level"]) == (1, 1, 0, "DEBUG")
