@@ -1,0 +1,206 @@
+"""srun_sft_humanomni.sh and srun_grpo_humanomni.sh, without Slurm and under stand-ins for it."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from launcher_factory import FAKE_SRUN, Commands
+
+SFT, GRPO = "srun_sft_humanomni.sh", "srun_grpo_humanomni.sh"
+CONFIGS = {SFT: "configs/0.5B/sft.yaml", GRPO: "configs/0.5B/grpo1.yaml"}
+PROGRAMS = {SFT: "train_sft.py", GRPO: "train_grpo.py"}
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Commands:
+    """A machine with two GPUs and the environment of the launchers."""
+    commands = Commands(tmp_path)
+    commands.add_recorded("python", "if sys.argv[1] == '-c': print(2)")
+    commands.add_recorded("torchrun")
+    return commands
+
+
+def launch(repo: Path, launcher: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", launcher, *arguments], cwd=repo, env=variables, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("launcher", [SFT, GRPO])
+def test_a_workstation_runs_one_process_a_gpu(repo: Path, commands: Commands, launcher: str):
+    done = launch(repo, launcher, "configs/7B/sft.yaml", "--seed", "3", **commands.variables())
+    assert done.returncode == 0, done.stderr
+    (call,) = commands.calls("torchrun")
+    assert call.arguments == [
+        "--standalone",
+        "--nproc-per-node=2",
+        PROGRAMS[launcher],
+        *("--config", "configs/7B/sft.yaml"),
+        *("--seed", "3"),
+    ]
+    install = next(call.arguments for call in commands.calls("python") if "pip" in call.arguments)
+    assert install[-2:] == ["--editable", f"{repo}[deepspeed]"]
+
+
+@pytest.mark.parametrize("launcher", [SFT, GRPO])
+def test_without_arguments_the_small_model_trains(repo: Path, commands: Commands, launcher: str):
+    assert launch(repo, launcher, **commands.variables()).returncode == 0
+    (call,) = commands.calls("torchrun")
+    assert call.arguments[-2:] == ["--config", CONFIGS[launcher]]
+    assert (repo / CONFIGS[launcher]).is_file()
+
+
+def test_without_gpus_one_process_runs_on_the_cpu(repo: Path, commands: Commands):
+    done = launch(repo, SFT, "configs/toy/sft.yaml", "--max_steps", "1", **commands.variables(GPUS="0"))
+    assert "No GPU" in done.stdout
+    (call,) = commands.calls("torchrun")
+    assert "--nproc-per-node=1" in call.arguments
+    assert call.arguments[-3:] == ["--use_cpu", "--max_steps", "1"]
+
+
+@pytest.mark.parametrize("launcher", [SFT, GRPO])
+@pytest.mark.parametrize("nodes", [["node7"], ["node7", "node9"]])
+def test_slurm_starts_one_torchrun_a_node_that_meet_at_the_first(
+    repo: Path, tmp_path: Path, commands: Commands, launcher: str, nodes: list[str]
+):
+    commands.add_recorded("srun", f"import subprocess; subprocess.run(['bash', '-c', {FAKE_SRUN!r}, *sys.argv])")
+    commands.add_recorded("scontrol", f"print({chr(10).join(nodes)!r})")
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    shutil.copy(repo / launcher, spool / "slurm_script")
+    variables = commands.variables(
+        SLURM_JOB_ID="123456",
+        SLURM_NNODES=str(len(nodes)),
+        SLURM_JOB_NODELIST="node[7,9]",
+        SLURM_GPUS_ON_NODE="8",
+        SLURM_CPUS_PER_TASK="64",
+        SLURM_SUBMIT_DIR=str(repo),
+    )
+    done = launch(spool, "slurm_script", "configs/7B/sft.yaml", "--seed", "3", **variables)
+    assert done.returncode == 0, done.stderr
+    (srun,) = commands.calls("srun")
+    assert {f"--nodes={len(nodes)}", "--ntasks-per-node=1", "--cpus-per-task=64"} <= set(srun.arguments)
+    assert commands.calls("scontrol")[0].arguments == ["show", "hostnames", "node[7,9]"]
+    calls = commands.calls("torchrun")
+    assert sorted(call.environment["SLURM_PROCID"] for call in calls) == [str(n) for n in range(len(nodes))]
+    for call in calls:
+        assert call.folder == str(repo)
+        assert call.arguments == [
+            f"--nnodes={len(nodes)}",
+            "--nproc-per-node=8",
+            "--rdzv-backend=c10d",
+            "--rdzv-id=123456",
+            "--rdzv-endpoint=node7:23456",
+            PROGRAMS[launcher],
+            *("--config", "configs/7B/sft.yaml"),
+            *("--seed", "3"),
+        ]
+
+
+def test_two_nodes_meet_through_the_real_torchrun(repo: Path, tmp_path: Path, commands: Commands):
+    program = tmp_path / "sum_of_ranks.py"
+    program.write_text(
+        "import sys, torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "total = torch.tensor(dist.get_rank() + 1)\n"
+        "dist.all_reduce(total)\n"
+        f"open('{tmp_path}/rank' + str(dist.get_rank()), 'w').write(f'{{total}} {{sys.argv[1:]}}')\n"
+    )
+    commands.add("torchrun", f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n')
+    commands.add("srun", FAKE_SRUN)
+    commands.add("scontrol", "#!/bin/sh\necho 127.0.0.1\n")
+    variables = commands.variables(
+        SLURM_JOB_ID="1", SLURM_NNODES="2", SLURM_JOB_NODELIST="local", GPUS="1", RDZV_PORT="29871"
+    )
+    source = f'source scripts/launch.sh; launch "{program}" configs/toy/sft.yaml --seed 3'
+    done = subprocess.run(
+        ["bash", "-c", source], cwd=repo, env=variables, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert (tmp_path / f"rank{rank}").read_text() == "3 ['--config', 'configs/toy/sft.yaml', '--seed', '3']"
+
+
+@pytest.mark.parametrize("first", ["configs/no.yaml", "--seed"])
+def test_a_configuration_that_is_no_file_is_refused_before_anything_starts(repo: Path, commands: Commands, first: str):
+    done = launch(repo, SFT, first, **commands.variables())
+    assert done.returncode == 2
+    assert f"{first} is no file" in done.stderr
+    assert not commands.calls("torchrun")
+
+
+def test_a_training_that_fails_fails_the_job(repo: Path, commands: Commands):
+    commands.add_recorded("torchrun", "sys.exit(7)")
+    assert launch(repo, SFT, **commands.variables()).returncode == 7
+
+
+def write_judge(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "token").write_text("secret\n")
+    (folder / "endpoints.new").write_text("http://10.0.0.1:8000\nhttp://10.0.0.2:8000\n")
+    (folder / "endpoints.new").rename(folder / "endpoints")
+
+
+def test_grpo_asks_the_judges_that_srun_fgce_wrote_down(repo: Path, tmp_path: Path, commands: Commands):
+    write_judge(tmp_path / "fgce")
+    done = launch(repo, GRPO, **commands.variables(FGCE_RUN=str(tmp_path / "fgce")))
+    (call,) = commands.calls("torchrun")
+    assert call.environment["FGCE_URL"] == "http://10.0.0.1:8000,http://10.0.0.2:8000"
+    assert call.environment["FGCE_TOKEN"] == "secret"
+    assert "secret" not in json.dumps(call.arguments) + done.stdout + done.stderr
+
+
+def test_grpo_waits_for_judges_that_load(repo: Path, tmp_path: Path, commands: Commands):
+    timer = threading.Timer(1.5, write_judge, [tmp_path / "fgce"])
+    timer.start()
+    done = launch(repo, GRPO, **commands.variables(FGCE_RUN=str(tmp_path / "fgce"), FGCE_WAIT="30"))
+    timer.join()
+    assert done.returncode == 0, done.stderr
+    assert commands.calls("torchrun")[0].environment["FGCE_TOKEN"] == "secret"
+
+
+def test_grpo_does_not_start_when_the_judge_it_waits_for_stays_away(repo: Path, tmp_path: Path, commands: Commands):
+    done = launch(repo, GRPO, **commands.variables(FGCE_RUN=str(tmp_path), FGCE_WAIT="1"))
+    assert done.returncode != 0
+    assert "within 1 seconds" in done.stderr
+    assert not commands.calls("torchrun")
+
+
+def test_a_given_url_comes_before_the_written_ones(repo: Path, tmp_path: Path, commands: Commands):
+    write_judge(tmp_path / "fgce")
+    variables = commands.variables(FGCE_RUN=str(tmp_path / "fgce"), FGCE_URL="http://judge:1")
+    assert launch(repo, GRPO, **variables).returncode == 0
+    (call,) = commands.calls("torchrun")
+    assert call.environment["FGCE_URL"] == "http://judge:1"
+    assert "FGCE_TOKEN" not in call.environment
+
+
+def test_grpo_without_a_judge_says_so_and_runs(repo: Path, tmp_path: Path, commands: Commands):
+    done = launch(repo, GRPO, **commands.variables(FGCE_RUN=str(tmp_path)))
+    assert "only phase 2 needs one" in done.stdout
+    assert "FGCE_URL" not in commands.calls("torchrun")[0].environment
+
+
+@pytest.mark.parametrize("launcher", [SFT, GRPO])
+def test_slurm_finds_the_folder_of_its_logs(repo: Path, launcher: str):
+    """sbatch does not make the folder of --output, and a job without it ends with no word."""
+    (output,) = [line for line in (repo / launcher).read_text().splitlines() if line.startswith("#SBATCH --output=")]
+    folder = output.removeprefix("#SBATCH --output=").rpartition("/")[0]
+    assert (repo / folder / ".gitkeep").is_file()
+
+
+def test_shellcheck_has_no_objections(repo: Path):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    checked = subprocess.run(
+        ["shellcheck", "--external-sources", SFT, GRPO, "scripts/launch.sh"],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout
