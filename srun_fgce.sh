@@ -20,6 +20,7 @@
 #   FGCE_PORT    port on every node        (8000; 0 takes free ones)
 #   FGCE_HOST    address to bind           (the node's first one)
 #   FGCE_WAIT    seconds that loading the judge may take (1800)
+#   FGCE_CHECK   seconds between checks of a running server (20)
 #   VENV         the virtual environment   (.venv)
 set -euo pipefail
 
@@ -27,32 +28,61 @@ FGCE_CONFIG=${FGCE_CONFIG:-configs/fgce/vllm.yaml}
 FGCE_RUN=${FGCE_RUN:-runs/fgce}
 FGCE_PORT=${FGCE_PORT:-8000}
 FGCE_WAIT=${FGCE_WAIT:-1800}
+FGCE_CHECK=${FGCE_CHECK:-20}
 PYTHON=${VENV:-.venv}/bin/python
 # Slurm runs a copy of this script from its spool folder; the job starts in the folder of sbatch.
 SCRIPT=${SLURM_SUBMIT_DIR:-$PWD}/srun_fgce.sh
-export FGCE_CONFIG FGCE_RUN FGCE_PORT FGCE_WAIT
+export FGCE_CONFIG FGCE_RUN FGCE_PORT FGCE_WAIT FGCE_CHECK
 
-# serve_node: a server on this node; its URL goes to $FGCE_RUN/nodes/ when its judge has scored the canaries.
+# serve_node: a server on this node, started anew where it has died or its judge stays dead, as vLLM's engine does.
+# Its URL goes to $FGCE_RUN/nodes/ when the judge has scored the canaries.
 serve_node() {
-    local host=${FGCE_HOST:-$(hostname -I | cut -d' ' -f1)}
-    local name=${SLURM_PROCID:-0} url="" deadline=$((SECONDS + FGCE_WAIT))
-    local log=$FGCE_RUN/server-$name.log
+    local name=${SLURM_PROCID:-0}
+    LOG=$FGCE_RUN/server-$name.log
+    trap 'kill "$SERVER" 2> /dev/null; wait "$SERVER"; exit' TERM INT
+    while start_server "$name"; do
+        echo "$URL" > "$FGCE_RUN/nodes/$name"
+        FGCE_PORT=${URL##*:} # the address stays what the trainer knows
+        watch_server
+        echo "FG-CE on $(hostname) stopped answering and is started again; see $LOG" >&2
+    done
+    return 1
+}
+
+# start_server NAME: sets SERVER, its process, and URL; fails where it is not ready in time.
+start_server() {
+    local host=${FGCE_HOST:-$(hostname -I | cut -d' ' -f1)} deadline=$((SECONDS + FGCE_WAIT))
     "$PYTHON" -m fgce serve --config "$FGCE_CONFIG" --host "$host" --port "$FGCE_PORT" \
-        --set "cache=$FGCE_RUN/scores-$name.db" --set "audit=$FGCE_RUN/audit-$name.jsonl" 2> "$log" &
-    local server=$!
-    # shellcheck disable=SC2064 # this server's number, now
-    trap "kill $server 2> /dev/null; wait $server" TERM INT EXIT
-    until [ -n "$url" ] && is_ready "$url"; do
-        if ! kill -0 "$server" 2> /dev/null || [ "$SECONDS" -gt "$deadline" ]; then
-            echo "The FG-CE server on $(hostname) did not get ready; the end of $log:" >&2
-            tail -n 20 "$log" >&2
+        --set "cache=$FGCE_RUN/scores-$1.db" --set "audit=$FGCE_RUN/audit-$1.jsonl" 2> "$LOG" &
+    SERVER=$!
+    URL=""
+    until [ -n "$URL" ] && is_ready "$URL"; do
+        if ! kill -0 "$SERVER" 2> /dev/null || [ "$SECONDS" -gt "$deadline" ]; then
+            echo "The FG-CE server on $(hostname) did not get ready; the end of $LOG:" >&2
+            tail -n 20 "$LOG" >&2
+            kill "$SERVER" 2> /dev/null
             return 1
         fi
-        sleep 1
-        url=$(sed -n 's/.*FG-CE ready at \(http.*\)$/\1/p' "$log")
+        pause 1
+        URL=$(sed -n 's/.*FG-CE ready at \(http.*\)$/\1/p' "$LOG")
     done
-    echo "$url" > "$FGCE_RUN/nodes/$name"
-    wait "$server"
+}
+
+# watch_server: returns when the server has died, or has been stopped after three failed checks in a row.
+watch_server() {
+    local misses=0
+    while kill -0 "$SERVER" 2> /dev/null && [ "$misses" -lt 3 ]; do
+        pause "$FGCE_CHECK"
+        if is_ready "$URL"; then misses=0; else misses=$((misses + 1)); fi
+    done
+    kill "$SERVER" 2> /dev/null || true
+    wait "$SERVER" || true
+}
+
+# pause SECONDS, such that a signal is not kept waiting
+pause() {
+    sleep "$1" &
+    wait $!
 }
 
 is_ready() {

@@ -8,20 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from launcher_factory import FAKE_SRUN
 
 from fgce.client import FgceClient
 from fgce.schema import ScoreItem
 
 ITEM = ScoreItem(id="a", explanation="She is angry.", predicted_emotion="anger")
-
-# Starts the command once a task, as srun does.
-FAKE_SRUN = """#!/usr/bin/env bash
-while [[ $1 == --* ]]; do shift; done
-for task in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_PROCID=$task "$@" & done
-trap 'kill $(jobs -p); wait' TERM
-wait
-"""
 
 
 def launch(repo: Path, folder: Path, **variables: str) -> subprocess.Popen[str]:
@@ -31,6 +25,7 @@ def launch(repo: Path, folder: Path, **variables: str) -> subprocess.Popen[str]:
         "FGCE_PORT": "0",
         "FGCE_HOST": "127.0.0.1",
         "FGCE_WAIT": "60",
+        "FGCE_CHECK": "0.3",
         "VENV": str(Path(sys.executable).parents[1]),
         "SLURM_SUBMIT_DIR": str(repo),
     }
@@ -78,6 +73,20 @@ async def test_the_endpoints_file_is_all_that_a_trainer_needs(repo: Path, tmp_pa
     assert not (tmp_path / "run/endpoints").exists()
     client = FgceClient(endpoints, token=token.read_text().strip(), attempts=1)
     assert (await client.score([ITEM])).results[0].reason == "unreachable"
+
+
+async def test_a_server_that_dies_is_started_again_at_its_address(repo: Path, tmp_path: Path):
+    process = launch(repo, tmp_path)
+    try:
+        endpoints = wait_for(tmp_path / "run/endpoints", process)
+        client = FgceClient(endpoints, token=(tmp_path / "run/token").read_text().strip(), deadline=30, attempts=30)
+        (server,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "fgce" in p.cmdline()]
+        server.kill()
+        assert (await client.score([ITEM])).results[0].score == 5
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=30)
+    assert "stopped answering and is started again" in output
 
 
 def test_a_server_that_cannot_start_ends_the_job_with_its_log(repo: Path, tmp_path: Path):
