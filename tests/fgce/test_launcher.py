@@ -1,0 +1,106 @@
+"""srun_fgce.sh, run without Slurm and under a stand-in for srun."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from launcher_factory import FAKE_SRUN
+
+from fgce.client import FgceClient
+from fgce.schema import ScoreItem
+
+ITEM = ScoreItem(id="a", explanation="She is angry.", predicted_emotion="anger")
+
+
+def launch(repo: Path, folder: Path, **variables: str) -> subprocess.Popen[str]:
+    environment = os.environ | {
+        "FGCE_CONFIG": "configs/fgce/lexicon.yaml",
+        "FGCE_RUN": str(folder / "run"),
+        "FGCE_PORT": "0",
+        "FGCE_HOST": "127.0.0.1",
+        "FGCE_WAIT": "60",
+        "FGCE_CHECK": "0.3",
+        "VENV": str(Path(sys.executable).parents[1]),
+        "SLURM_SUBMIT_DIR": str(repo),
+    }
+    return subprocess.Popen(
+        ["bash", "srun_fgce.sh"],
+        cwd=repo,
+        env=environment | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> str:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    assert path.exists(), process.communicate(timeout=5)[0] if process.poll() is not None else "no endpoints file"
+    return path.read_text()
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+async def test_the_endpoints_file_is_all_that_a_trainer_needs(repo: Path, tmp_path: Path, nodes: int):
+    variables = {}
+    if nodes > 1:
+        srun = tmp_path / "bin/srun"
+        srun.parent.mkdir()
+        srun.write_text(FAKE_SRUN)
+        srun.chmod(0o755)
+        path = f"{srun.parent}:{os.environ['PATH']}"
+        variables = {"SLURM_JOB_ID": "1", "SLURM_NNODES": str(nodes), "PATH": path}
+    process = launch(repo, tmp_path, **variables)
+    try:
+        endpoints = wait_for(tmp_path / "run/endpoints", process)
+        token = tmp_path / "run/token"
+        assert len(set(endpoints.split())) == nodes
+        assert token.stat().st_mode & 0o077 == 0
+        client = FgceClient(endpoints, token=token.read_text().strip())
+        assert (await client.score([ITEM])).results[0].score == 5
+        refused = await FgceClient(endpoints, token="another").score([ITEM])
+        assert refused.results[0].reason == "refused"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert not (tmp_path / "run/endpoints").exists()
+    client = FgceClient(endpoints, token=token.read_text().strip(), attempts=1)
+    assert (await client.score([ITEM])).results[0].reason == "unreachable"
+
+
+async def test_a_server_that_dies_is_started_again_at_its_address(repo: Path, tmp_path: Path):
+    process = launch(repo, tmp_path)
+    try:
+        endpoints = wait_for(tmp_path / "run/endpoints", process)
+        client = FgceClient(endpoints, token=(tmp_path / "run/token").read_text().strip(), deadline=30, attempts=30)
+        (server,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "fgce" in p.cmdline()]
+        server.kill()
+        assert (await client.score([ITEM])).results[0].score == 5
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=30)
+    assert "stopped answering and is started again" in output
+
+
+def test_a_server_that_cannot_start_ends_the_job_with_its_log(repo: Path, tmp_path: Path):
+    config = tmp_path / "bad.yaml"
+    config.write_text("prot: 1\n")
+    process = launch(repo, tmp_path, FGCE_CONFIG=str(config))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "did not get ready" in output
+    assert "prot=1" in output
+
+
+def test_shellcheck_has_no_objections(repo: Path):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    checked = subprocess.run(["shellcheck", "srun_fgce.sh"], cwd=repo, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
