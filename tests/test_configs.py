@@ -1,0 +1,191 @@
+"""The configurations of training: every shipped file parses through the real classes, and every fault is named."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from humanomni.training.grpo import GRPOArguments, run_grpo
+from humanomni.training.run import ConfigurationError, parse_arguments
+from humanomni.training.sft import SFTArguments, run_sft
+
+REPO = Path(__file__).parents[1]
+FILES = sorted(path for size in ("toy", "0.5B", "7B") for path in (REPO / "configs" / size).glob("*.yaml"))
+REAL = [path for path in FILES if path.parent.name != "toy"]
+
+
+def name(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
+
+
+def content(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+def parse(path: Path, output: Path, *flags: str) -> SFTArguments | GRPOArguments:
+    """Through the class of the file's stage; without DeepSpeed where that extra is not installed."""
+    arguments_class = SFTArguments if path.stem.startswith("sft") else GRPOArguments
+    without = [] if importlib.util.find_spec("deepspeed") else ["--deepspeed", ""]
+    return parse_arguments(
+        arguments_class, ["--config", str(path), "--output_dir", str(output), "--use_cpu", *without, *flags]
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_every_shipped_file_parses(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(REPO)  # where the paths in the files start
+    arguments = parse(path, tmp_path)
+    assert {
+        key: value
+        for key, value in content(path).items()
+        if key not in {"output_dir", "use_cpu", "deepspeed", "report_to"} and getattr(arguments, key) != value
+    } == {}
+
+
+@pytest.mark.parametrize("size", ["0.5B", "7B"])
+def test_each_stage_starts_from_the_one_before(size: str):
+    stages = [content(REPO / f"configs/{size}/{stage}.yaml") for stage in ("sft", "grpo1", "grpo2", "grpo3")]
+    assert stages[0]["model_path"] == f"models/HumanOmni-{size}"
+    for before, after in zip(stages, stages[1:], strict=False):
+        assert after["model_path"] == before["output_dir"]
+
+
+@pytest.mark.parametrize("size", ["0.5B", "7B"])
+def test_the_phases_of_grpo_differ_in_nothing_but_model_rewards_and_output(size: str):
+    phases = [content(REPO / f"configs/{size}/grpo{phase}.yaml") for phase in (1, 2, 3)]
+    for phase in phases:
+        for key in ("model_path", "rewards", "output_dir"):
+            del phase[key]
+    assert phases[0] == phases[1] == phases[2]
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo1", "grpo2", "grpo3"])
+def test_the_sizes_differ_in_nothing_but_what_their_size_asks_for(stage: str):
+    small, large = (content(REPO / f"configs/{size}/{stage}.yaml") for size in ("0.5B", "7B"))
+    assert {key for key in small | large if small.get(key) != large.get(key)} <= {
+        *("model_path", "output_dir", "deepspeed", "max_length"),
+        *("per_device_train_batch_size", "num_generations"),
+    }
+
+
+@pytest.mark.parametrize("path", [path for path in REAL if path.stem != "sft"], ids=name)
+def test_grpo_has_the_settings_that_give_the_authors_gradient(path: Path):
+    """Those of trl 0.14, as the authors' release calls it; trl 1.16 has other defaults for most of them."""
+    wanted = {
+        "loss_type": "grpo",
+        "beta": 0.04,
+        "use_bias_correction_kl": False,
+        "scale_rewards": "group",
+        "num_iterations": 1,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 50,
+        "max_completion_length": 256,
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "linear",
+        "gradient_accumulation_steps": 2,
+        "num_generations": {"0.5B": 8, "7B": 4}[path.parent.name],
+        "per_device_train_batch_size": {"0.5B": 16, "7B": 4}[path.parent.name],
+    }
+    assert {key: content(path).get(key) for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"), [(path, {"0.5B": 2, "7B": 3}[path.parent.name]) for path in REAL], ids=lambda value: str(value)
+)
+def test_deepspeed_takes_its_files(path: Path, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    monkeypatch.chdir(REPO)
+    arguments = parse(path, tmp_path)
+    model = type("Model", (), {"config": type("Config", (), {"hidden_size": 896})})
+    arguments.hf_deepspeed_config.trainer_config_finalize(arguments, model, num_training_steps=100)
+    engine = DeepSpeedConfig(arguments.hf_deepspeed_config.config)
+    assert (engine.zero_config.stage, engine.bfloat16_config.enabled, engine.gradient_clipping) == (stage, True, 1.0)
+
+
+def test_a_flag_wins_over_the_file(tmp_path: Path):
+    arguments = parse(REPO / "configs/toy/grpo2.yaml", tmp_path, "--seed", "7", "--rewards", "format", "FGCE_weighted")
+    assert (arguments.seed, arguments.rewards) == (7, ["format", "FGCE_weighted"])
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("learning_rat: 1", ["unknown key learning_rat", "did you mean learning_rate?"]),
+        ("env: {A: 1}", ["unknown key env"]),
+        ("rewards: format", ["rewards", "'format'", "list"]),
+        ("rewards: [3]", ["rewards", "[3]", "string"]),
+        ("num_generations: 8.5", ["num_generations", "8.5", "integer"]),
+        ("learning_rate: fast", ["learning_rate", "'fast'", "number"]),
+        ("bf16: 3.5", ["bf16", "3.5", "boolean"]),
+        ("- seed", ["keys and values"]),
+        ("seed: [", ["no YAML", "line 1"]),
+    ],
+)
+def test_a_fault_in_a_file_is_told_with_file_key_and_value(text: str, faults: list[str], tmp_path: Path):
+    path = tmp_path / "grpo.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        parse(path, tmp_path)
+    assert not [fault for fault in [str(path), *faults] if fault not in str(caught.value)]
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("trainable_parts: [gate, projectr]", ["trainable_parts", "projectr", "audio_projector"]),
+        ("modality: radio", ["modality", "radio", "video_audio"]),
+        ("lr_scheduler_type: cosin", ["cosin", "cosine"]),
+    ],
+)
+def test_a_misspelt_name_is_told_with_those_there_are(stage: str, text: str, faults: list[str], tmp_path: Path):
+    path = tmp_path / f"{stage}.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        parse(path, tmp_path)
+    assert not [fault for fault in faults if fault not in str(caught.value)]
+
+
+def test_a_misspelt_reward_is_told_with_those_there_are(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="rewards: acuracy is unknown; known are accuracy, format, fgce"):
+        parse(REPO / "configs/toy/grpo1.yaml", tmp_path, "--rewards", "format", "acuracy")
+
+
+def test_an_unknown_flag_is_an_error(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="--sed"):
+        parse(REPO / "configs/toy/sft.yaml", tmp_path, "--sed", "7")
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="no.yaml"):
+        parse(tmp_path / "no.yaml", tmp_path)
+
+
+def test_deepspeed_without_its_extra_tells_how_to_get_it(tmp_path: Path):
+    if importlib.util.find_spec("deepspeed"):
+        pytest.skip("the extra deepspeed is installed")
+    with pytest.raises(ConfigurationError, match=r"pip install -e '\.\[deepspeed\]'"):
+        parse(REPO / "configs/7B/sft.yaml", tmp_path, "--deepspeed", "configs/deepspeed/zero3.json")
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo1"])
+@pytest.mark.parametrize("key", ["model_path", "train_data", "data_root"])
+def test_a_path_that_is_not_there_is_told_with_its_key(stage: str, key: str, tmp_path: Path):
+    paths = {"model_path": str(tmp_path), "train_data": str(tmp_path), key: str(tmp_path / "missing")}
+    flags = [flag for pair in paths.items() for flag in (f"--{pair[0]}", pair[1])]
+    arguments = parse(REPO / f"configs/toy/{stage}.yaml", tmp_path, *flags)
+    run = run_sft if isinstance(arguments, SFTArguments) else run_grpo
+    with pytest.raises(ConfigurationError, match=f"{key}: .*missing does not exist"):
+        run(arguments)
+
+
+@pytest.mark.parametrize("key", ["model_path", "train_data"])
+def test_a_path_that_is_not_set_is_asked_for(key: str, tmp_path: Path):
+    arguments = parse(REPO / "configs/toy/sft.yaml", tmp_path, "--model_path", str(tmp_path), f"--{key}", "")
+    with pytest.raises(ConfigurationError, match=f"{key} is not set; give it in the YAML file or as --{key}"):
+        run_sft(arguments)
