@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fgce.aggregate import aggregate
 from fgce.cache import InFlight, ScoreCache, cache_key
@@ -21,6 +20,10 @@ from fgce.schema import (
     SentenceScore,
 )
 from fgce.sentences import split_sentences
+
+# Explanations of a request in work at once: enough to fill an engine's batches, and few enough that a judge which
+# computes in this process lets health checks through in between.
+_WIDTH = 128
 
 
 class Scorer:
@@ -64,14 +67,21 @@ class Scorer:
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """One result an item, in order, within `timeout` seconds."""
-        results = await asyncio.gather(
-            *(self._score_item(item, request.score_mode, request.gen_explanation) for item in request.items)
-        )
+        deadline = self._deadline()
+        width = asyncio.Semaphore(_WIDTH)
+
+        async def score_item(item: ScoreItem) -> ExplanationScore:
+            async with width:
+                question = self._question(item, request.score_mode, request.gen_explanation)
+                return await self._score_item(item, question, deadline)
+
+        results = await asyncio.gather(*(score_item(item) for item in request.items))
         return ScoreResponse(rubric=self.rubric.info, judge=self.judge.info, results=results)
 
     async def score_afresh(self, item: ScoreItem) -> ExplanationScore:
         """Scores one explanation past the cache, which would answer for a judge that is dead."""
-        return await self._score_item(item, "fine_grained", gen_explanation=False, afresh=True)
+        question = replace(self._question(item, "fine_grained", gen_explanation=False), key=None)
+        return await self._score_item(item, question, self._deadline())
 
     async def aclose(self) -> None:
         """Lets go of the judge and the cache."""
@@ -79,48 +89,56 @@ class Scorer:
         if self._cache:
             self._cache.close()
 
-    async def _score_item(
-        self, item: ScoreItem, mode: ScoreMode, gen_explanation: bool, *, afresh: bool = False
-    ) -> ExplanationScore:
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self.timeout
+
+    def _question(self, item: ScoreItem, mode: ScoreMode, gen_explanation: bool) -> "_Question":
         if item.sentences is None:
             explanation = item.explanation or ""
             texts = self._split(explanation)
         else:
-            texts = item.sentences
-            explanation = " ".join(texts)
-        if len(texts) > self.max_sentences:
-            detail = f"{len(texts)} sentences; the limit is {self.max_sentences}"
-            return ExplanationScore.missing(item.id, MissingReason.TOO_LARGE, detail)
-        question = _Question(explanation, item.predicted_emotion.strip(), mode, gen_explanation)
+            explanation, texts = " ".join(item.sentences), item.sentences
+        emotion = item.predicted_emotion.strip()
         key = cache_key(
             self.rubric.info.sha256,
             self.judge.info.model_dump(),
             self.judge.decoding,
             explanation,
-            question.emotion.casefold(),
+            emotion.casefold(),
             mode,
             gen_explanation,
-            uuid.uuid4().hex if afresh else "",
         )
-        sentences = await asyncio.gather(*(self._score_sentence(text, question, key) for text in texts))
-        return aggregate(item.id, sentences, mode=mode, max_missing_share=self.max_missing_share)
+        return _Question(explanation, tuple(texts), emotion, mode, gen_explanation, key)
 
-    async def _score_sentence(self, text: str, question: "_Question", item_key: str) -> SentenceScore:
+    async def _score_item(self, item: ScoreItem, question: "_Question", deadline: float) -> ExplanationScore:
+        texts = question.sentences
+        if len(texts) > self.max_sentences:
+            detail = f"{len(texts)} sentences; the limit is {self.max_sentences}"
+            return ExplanationScore.missing(item.id, MissingReason.TOO_LARGE, detail)
+        sentences = await asyncio.gather(*(self._score_sentence(text, question, deadline) for text in texts))
+        return aggregate(item.id, sentences, mode=question.mode, max_missing_share=self.max_missing_share)
+
+    async def _score_sentence(self, text: str, question: "_Question", deadline: float) -> SentenceScore:
         if not text.strip():
             return SentenceScore(text=text, status="ok", function="others")
         if len(text) > self.max_sentence_chars:
             detail = f"{len(text)} characters; the limit is {self.max_sentence_chars}"
             return _missing(SentenceScore(text=text, status="ok"), MissingReason.TOO_LARGE, detail)
-        key = cache_key(item_key, text)
-        kept = self._cache.get(key) if self._cache else None
-        if kept:
-            return kept
         try:
-            async with asyncio.timeout(self.timeout):
-                score = await self._in_flight.run(key, lambda: self._judge_sentence(text, question))
+            async with asyncio.timeout_at(deadline):
+                if question.key is None:
+                    return await self._judge_sentence(text, question)
+                return await self._judge_once(text, question, cache_key(question.key, text))
         except TimeoutError:
             detail = f"no answer within {self.timeout:g} s"
             return _missing(SentenceScore(text=text, status="ok"), MissingReason.TIMEOUT, detail)
+
+    async def _judge_once(self, text: str, question: "_Question", key: str) -> SentenceScore:
+        """From the cache, or together with whoever asks the same, or by the judge."""
+        kept = self._cache.get(key) if self._cache else None
+        if kept:
+            return kept
+        score = await self._in_flight.run(key, lambda: self._judge_sentence(text, question))
         if self._cache:
             self._cache.put(key, score)
         return score
@@ -162,12 +180,14 @@ class Scorer:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What all sentences of an explanation are judged by."""
+    """An explanation and how it is to be judged; `key` is the hash of all that, None past cache and joining."""
 
     explanation: str
+    sentences: tuple[str, ...]
     emotion: str
     mode: ScoreMode
     gen_explanation: bool
+    key: str | None
 
 
 def _trace(sentence: SentenceScore, answer: Answer | None) -> None:

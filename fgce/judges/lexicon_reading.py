@@ -157,14 +157,10 @@ def _distance(look: Hit, part: Hit) -> int:
 
 def _denied(hit: Hit, hits: list[Hit], tokens: list[str]) -> bool:
     """Whether a negation just before, in the same clause, speaks of the hit."""
-    for other in reversed(hits):
-        if other.end > hit.start or hit.start - other.end >= _NEGATION_REACH:
-            continue
-        between = tokens[other.end : hit.start]
-        if _CLAUSE_END & set(between) or other.names("break"):
-            return False
+    near = [other for other in hits if 0 <= hit.start - other.end < _NEGATION_REACH]
+    for other in reversed(near):
         kinds = {tag.kind for tag in other.tags}
-        if "break" in kinds or "not negation" in kinds:
+        if _CLAUSE_END & set(tokens[other.end : hit.start]) or kinds & {"break", "not negation"}:
             return False
         if "negation" in kinds:
             return True

@@ -46,6 +46,15 @@ async def test_a_slow_judge_is_missing_in_time_and_its_work_is_given_up():
     assert judge.cancelled == 2
 
 
+async def test_the_timeout_bounds_a_request_of_any_size():
+    scorer = Scorer(FakeJudge(delay=30), RUBRIC, timeout=0.2)
+    items = [ScoreItem(id=str(i), explanation=f"Take {i}.", predicted_emotion="sad") for i in range(1000)]
+    start = time.monotonic()
+    response = await scorer.score(ScoreRequest(items=items))
+    assert time.monotonic() - start < 3
+    assert {result.reason for result in response.results} == {"timeout"}
+
+
 async def test_what_is_too_large_is_missing_unjudged():
     judge = FakeJudge()
     scorer = Scorer(judge, RUBRIC, max_sentences=3, max_sentence_chars=20)
