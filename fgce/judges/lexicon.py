@@ -37,7 +37,7 @@ class LexiconJudge:
 
     @property
     def info(self) -> JudgeInfo:
-        return JudgeInfo(backend="lexicon", model="english", revision=self._lexicon.version)
+        return JudgeInfo(backend="lexicon", model="english", revision=self._lexicon.revision)
 
     async def label(self, sentence: str, explanation: str) -> SentenceLabel:
         """Raises JudgeError where the explanation is not English."""

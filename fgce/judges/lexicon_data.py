@@ -1,5 +1,6 @@
 """The lexicon judge's knowledge (lexicon.yaml) in the form that reading a sentence needs."""
 
+import hashlib
 import re
 import unicodedata
 from collections import defaultdict
@@ -129,9 +130,9 @@ class Phrasebook:
 
 @dataclass(slots=True)
 class Lexicon:
-    """lexicon.yaml, compiled."""
+    """lexicon.yaml, compiled. `revision` is its version with a hash of the file."""
 
-    version: str
+    revision: str
     phrases: Phrasebook
     near: dict[str, set[str]]
     affects: dict[str, set[str]]
@@ -157,7 +158,8 @@ def load_lexicon(path: Path) -> Lexicon:
     Raises:
         ValueError: a cue names an emotion that the file does not define.
     """
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    data = yaml.safe_load(text)
     phrases = Phrasebook()
     near: dict[str, set[str]] = {emotion: set() for emotion in data["emotions"]}
     for one, other in data["near"]:
@@ -186,7 +188,7 @@ def load_lexicon(path: Path) -> Lexicon:
     for key, kind in _WORD_LISTS.items():
         phrases.add(data[key], Tag(kind))
     return Lexicon(
-        version=data["version"],
+        revision=f"{data['version']}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
         phrases=phrases,
         near=near,
         affects={affect: set(entry["fits"]) for affect, entry in data["affects"].items()},
