@@ -89,8 +89,13 @@ def run(arguments: argparse.Namespace, rank: int, world_size: int) -> None:
 def predict_share(arguments: argparse.Namespace, records: dict[int, Record], shard: Shard) -> None:
     """Predicts this rank's records and writes each outcome to its shard at once."""
     # Here, because a finished job and a rank without work should not wait for torch and a model.
+    from transformers.utils.logging import disable_progress_bar
+
     from humanomni.inference import Failure, Item, Predictor, pick_device
 
+    speaks = logger.isEnabledFor(logging.INFO)
+    if not speaks:
+        disable_progress_bar()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     predictor = Predictor(
         arguments.model_path,
@@ -105,7 +110,7 @@ def predict_share(arguments: argparse.Namespace, records: dict[int, Record], sha
         for line, record in records.items()
     )
     outcomes = predictor.predict(items, arguments.batch_size, arguments.num_workers)
-    progress = tqdm(outcomes, total=len(records), unit="sample", disable=not logger.isEnabledFor(logging.INFO))
+    progress = tqdm(outcomes, total=len(records), unit="sample", disable=not speaks)
     with logging_redirect_tqdm(), progress:
         for item, outcome in progress:
             if isinstance(outcome, Failure):

@@ -161,6 +161,7 @@ class Predictor:
             torch.AcceleratorError: the GPU is in a state in which every further row would fail.
         """
         rows = len(inputs["input_ids"])
+        half = (rows + 1) // 2
         if self._largest_batch is None or rows <= self._largest_batch:
             try:
                 return list(self._generate(inputs))
@@ -171,10 +172,9 @@ class Predictor:
                     return [Failure.of(error)]
                 logger.warning("a batch of %d failed and is halved: %s", rows, error)
                 if isinstance(error, torch.OutOfMemoryError):
-                    self._largest_batch = rows // 2
+                    self._largest_batch = half
             # Only here, where the error no longer holds on to the tensors of the attempt.
             torch.cuda.empty_cache()
-        half = (rows + 1) // 2
         parts = ({name: value[part] for name, value in inputs.items()} for part in (slice(half), slice(half, rows)))
         return [response for part in parts for response in self.respond(part)]
 

@@ -126,6 +126,7 @@ class PredictionJob:
             OSError: the folder cannot be written.
         """
         if self.finished:
+            shutil.rmtree(self.shards, ignore_errors=True)  # there only if the merging rank was killed in its last act
             return None
         self.output.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():

@@ -1,0 +1,273 @@
+"""Batch inference as a user meets it: whatever is killed or broken, one prediction a record, the same every time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from humanomni.evaluation.predictions import read_predictions
+from humanomni.inference import FORCED_EMPTY_THINK, Failure, Item, Predictor
+from humanomni.modeling import HumanOmniForConditionalGeneration
+from humanomni.processing import HumanOmniProcessor
+from humanomni.prompts import EMOTION_QUESTION
+from humanomni.records import Record, read_records, resolve_video
+
+SCRIPT = Path(__file__).parents[1] / "inference_batch.py"
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained model, made to say something different about each clip, in as many tokens as it may."""
+    output = tmp_path_factory.mktemp("chatty") / "model"
+    model = HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir)
+    processor = HumanOmniProcessor.from_pretrained(tiny_model_dir)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and ("language_model.layers" in name or "projector" in name):
+            parameter.data *= 4
+    model.generation_config.repetition_penalty = 1.3
+    model.generation_config.suppress_tokens = processor.placeholder_ids + processor.tokenizer.all_special_ids
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def records(toy_world_dir: Path) -> list[Record]:
+    return [record for record in read_records(toy_world_dir / "test.jsonl") if isinstance(record, Record)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The command without its output folder, and what a run of it must give."""
+
+    command: list[str]
+    predictions: bytes
+    errors: bytes
+    log: str
+
+    def start(self, output: Path, *flags: str, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
+        command = [sys.executable, *launcher, *self.command, "--output_dir", str(output), *flags]
+        return subprocess.Popen(command, env=ONE_THREAD, text=True, stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def straight(
+    model_dir: Path, toy_world_dir: Path, records: list[Record], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """One process, batches of eight, over 28 good records of two question lengths, a corrupt clip, a missing one and a
+    line that is no JSON."""
+    folder = tmp_path_factory.mktemp("straight")
+    corrupt = folder / "corrupt.mp4"
+    corrupt.write_bytes((toy_world_dir / records[0].video).read_bytes()[:700])
+    lines = [as_line(record.id, record.video, EMOTION_QUESTION) for record in records]
+    lines[2:2] = [as_line("corrupt", str(corrupt)), as_line("missing", "clips/missing.mp4"), "", '{"id": "torn", "vid']
+    lines += [as_line(f"{record.id} again", record.video, "Which emotion is it?") for record in records]
+    source = folder / "held_out.jsonl"
+    source.write_text("\n".join(lines) + "\n")
+    command = f"{SCRIPT} --model_path {model_dir} --input_jsonl {source} --data_root {toy_world_dir}"
+    command += f" --max_new_tokens {NEW_TOKENS} --num_workers 2"
+    run = Run(command.split(), b"", b"", "")
+    process = run.start(folder / "out", "--batch_size", "8")
+    log = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, log
+    outputs = [(folder / "out" / name).read_bytes() for name in ("held_out.jsonl", "held_out.errors.jsonl")]
+    return Run(run.command, *outputs, log)
+
+
+def as_line(identity: str, video: str, question: str = "Which emotion?") -> str:
+    turns = [{"from": "human", "value": f"<video>\n<audio>\n{question}"}, {"from": "gpt", "value": "anger"}]
+    return json.dumps({"id": identity, "video": video, "conversations": turns})
+
+
+def test_every_record_is_predicted_or_listed_as_failed(straight: Run, records: list[Record], tmp_path: Path) -> None:
+    predictions = [json.loads(line) for line in straight.predictions.splitlines()]
+    identities = [record.id for record in records]
+    assert [p["id"] for p in predictions] == identities + [f"{identity} again" for identity in identities]
+    assert all(list(p) == ["id", "video", "gt", "pred", "think_text", "raw_response"] for p in predictions)
+    assert {p["gt"] for p in predictions} == {"anger"}
+    assert len({p["raw_response"] for p in predictions}) > 20, "the model should tell clips apart"
+
+    errors = [json.loads(line) for line in straight.errors.splitlines()]
+    assert [(e["id"], e["line"], e["error"]) for e in errors] == [
+        ("corrupt", 3, "MediaError"),
+        ("missing", 4, "MediaError"),
+        (None, 6, "RecordError"),
+    ]
+    assert "missing.mp4: no such file" in errors[1]["detail"]
+    last = straight.log.splitlines()[-1]
+    assert "28 predictions" in last
+    assert "3 records failed (2 MediaError, 1 RecordError)" in last
+    assert "held_out.errors.jsonl" in last
+
+    (tmp_path / "held_out.jsonl").write_bytes(straight.predictions)
+    assert len(read_predictions(tmp_path / "held_out.jsonl")) == 28
+
+
+@pytest.mark.slow
+def test_interrupted_killed_and_continued_by_two_ranks_equals_a_straight_run(straight: Run, tmp_path: Path) -> None:
+    """Slow because it is five processes that import torch, and only real processes can be killed."""
+    interrupted = straight.start(tmp_path, "--batch_size", "1")
+    wait_for_lines(interrupted, tmp_path, 4)
+    interrupted.send_signal(signal.SIGINT)
+    log = interrupted.communicate(timeout=60)[1]
+    assert interrupted.returncode == 130, log
+    assert "what is done is kept" in log
+    assert "Traceback" not in log
+
+    kept = done_lines(tmp_path)
+    killed = straight.start(tmp_path, "--batch_size", "1")
+    wait_for_lines(killed, tmp_path, len(kept) + 4)
+    killed.kill()
+    killed.communicate(timeout=60)
+    assert not (tmp_path / "held_out.jsonl").exists()
+
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    ranks = straight.start(tmp_path, "--batch_size", "3", launcher=launcher)
+    log = ranks.communicate(timeout=120)[1]
+    assert ranks.returncode == 0, log
+    assert (tmp_path / "held_out.jsonl").read_bytes() == straight.predictions
+    assert (tmp_path / "held_out.errors.jsonl").read_bytes() == straight.errors
+    assert not (tmp_path / "held_out.shards").exists()
+
+    again = straight.start(tmp_path)
+    assert "nothing is left to do" in again.communicate(timeout=60)[1]
+
+
+def done_lines(output: Path) -> list[int]:
+    shards = output.glob("held_out.shards/rank*.jsonl")
+    whole = [line for shard in shards for line in shard.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    return [json.loads(line)["line"] for line in whole]
+
+
+def wait_for_lines(process: subprocess.Popen[str], output: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(done_lines(output)) < count:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_file_without_any_record_needs_no_model_and_early_has_its_own_name(tmp_path: Path, model_dir: Path) -> None:
+    source = tmp_path / "in.json"
+    source.write_text('["not an object"]')
+    flags = ["--model_path", model_dir, "--input_jsonl", source, "--output_dir", tmp_path, "--early"]
+    subprocess.run([sys.executable, SCRIPT, *flags, "--bert_path", "anywhere"], check=True, timeout=60)
+    assert (tmp_path / "in_early.jsonl").read_bytes() == b""
+    assert json.loads((tmp_path / "in_early.errors.jsonl").read_text())["error"] == "RecordError"
+
+
+def test_the_input_is_never_overwritten(tmp_path: Path, model_dir: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("{}\n")
+    flags = ["--model_path", model_dir, "--input_jsonl", source, "--output_dir", tmp_path]
+    refused = subprocess.run([sys.executable, SCRIPT, *flags], check=False, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert "would overwrite the input" in refused.stderr
+    assert source.read_text() == "{}\n"
+
+
+@pytest.fixture
+def predictor(model_dir: Path) -> Predictor:
+    return Predictor(model_dir, max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def items(records: list[Record], toy_world_dir: Path) -> list[Item]:
+    source = toy_world_dir / "test.jsonl"
+    return [Item(line, record, resolve_video(record.video, source)) for line, record in enumerate(records[:6], start=1)]
+
+
+def out_of_memory(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Lets the model hold ``most`` rows at once; returns the list in which attempted batch sizes will stand."""
+    attempts, generate = [], predictor.model.generate
+
+    def limited(**inputs: Any) -> torch.Tensor:
+        attempts.append(len(inputs["input_ids"]))
+        if attempts[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(**inputs)
+
+    monkeypatch.setattr(predictor.model, "generate", limited)
+    return attempts
+
+
+def test_lack_of_memory_halves_the_batch_for_good(
+    predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(predictor.predict(items, batch_size=3))
+    attempts = out_of_memory(predictor, monkeypatch, most=2)
+    assert list(predictor.predict(items, batch_size=6)) == expected
+    assert list(predictor.predict(items, batch_size=4)) == expected
+    assert attempts == [6, 3, 2, 1, 2, 1] + [2, 2, 2]
+
+
+def test_a_record_too_large_for_the_memory_alone_is_recorded(
+    predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_memory(predictor, monkeypatch, most=0)
+    outcomes = [outcome for _, outcome in predictor.predict(items[:2])]
+    assert outcomes == [Failure("OutOfMemoryError", "CUDA out of memory")] * 2
+
+
+def test_a_failing_record_takes_no_other_with_it(
+    predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [outcome for _, outcome in predictor.predict(items)]
+    generate = predictor.model.generate
+    bad = predictor.inputs([(items[4], predictor._clips.load(items[4].clip))])["input_features"][0]
+
+    def picky(**inputs: Any) -> torch.Tensor:
+        if any(torch.equal(row, bad) for row in inputs["input_features"]):
+            raise ValueError("a row that this model cannot bear")
+        return generate(**inputs)
+
+    monkeypatch.setattr(predictor.model, "generate", picky)
+    outcomes = [outcome for _, outcome in predictor.predict(items)]
+    assert outcomes == expected[:4] + [Failure("ValueError", "a row that this model cannot bear")] + expected[5:]
+
+
+def test_early_mode_puts_an_empty_explanation_into_the_models_mouth(
+    model_dir: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(model_dir, early=True)
+    seen = []
+
+    def respond(inputs: dict[str, torch.Tensor]) -> list[str]:
+        seen.extend(predictor.processor.tokenizer.batch_decode(inputs["input_ids"]))
+        return ["happy</answer>", "happy"]
+
+    monkeypatch.setattr(predictor, "respond", respond)
+    predictions = [prediction for _, prediction in predictor.predict(items[:2])]
+    assert all(prompt.endswith(f"assistant\n{FORCED_EMPTY_THINK}") for prompt in seen)
+    assert [(p["pred"], p["think_text"], p["raw_response"]) for p in predictions] == [
+        ("happy", None, "happy</answer>"),
+        ("happy", None, "happy"),
+    ]
+
+
+@pytest.mark.parametrize(("modality", "media"), [("video", "pixel_values"), ("audio", "input_features")])
+def test_a_modality_shows_the_model_nothing_else(
+    modality: str, media: str, model_dir: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(model_dir, modality=modality, max_new_tokens=4)
+    generate, seen = predictor.model.generate, []
+
+    def spy(**inputs: Any) -> torch.Tensor:
+        seen.append({"pixel_values", "input_features"} & inputs.keys())
+        return generate(**inputs)
+
+    monkeypatch.setattr(predictor.model, "generate", spy)
+    outcomes = [outcome for _, outcome in predictor.predict(items[:2])]
+    assert seen == [{media}]
+    assert not any(isinstance(outcome, Failure) for outcome in outcomes)

@@ -1,0 +1,154 @@
+"""Shards and their merge, without a model: what is done stays done, once, and belongs to one set of settings."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from humanomni.evaluation.predictions import count_failed, read_predictions
+from humanomni.prediction_shards import JobError, PredictionJob, Shard, model_fingerprint, read_inputs
+from humanomni.records import BadLine, Record
+
+SETTINGS = {"model": "m1", "max_new_tokens": 256}
+
+
+def record_line(identity: str) -> str:
+    turns = [{"from": "human", "value": "Which emotion?"}, {"from": "gpt", "value": "anger"}]
+    return json.dumps({"id": identity, "video": f"{identity}.mp4", "conversations": turns})
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[int, Record | BadLine]:
+    """Six records and, in line 4 (line 3 is blank), one that is none."""
+    lines = [record_line("a"), record_line("b"), "", '{"id": "broken', *map(record_line, "cdef")]
+    source = tmp_path / "input.jsonl"
+    source.write_text("\n".join(lines))
+    return read_inputs(source)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "input.jsonl"
+
+
+def answer(shard: Shard, inputs: dict[int, Record | BadLine], lines: list[int]) -> None:
+    for line in lines:
+        entry = inputs[line]
+        if isinstance(entry, BadLine):
+            shard.add_failure(line, entry, "RecordError", str(entry))
+        else:
+            prediction = {"id": entry.id, "video": entry.video, "gt": entry.target, "pred": "anger", "think_text": None}
+            shard.add_prediction(line, prediction | {"raw_response": f"né {line}"})
+
+
+def do(job: PredictionJob, rank: int, lines: list[int]) -> int:
+    with job.open_shard(rank) as shard:
+        answer(shard, job.inputs, [line for line in lines if line not in shard.done])
+        return job.merge()
+
+
+def test_inputs_are_numbered_as_an_editor_numbers_them(inputs: dict[int, Record | BadLine]) -> None:
+    assert list(inputs) == [1, 2, 4, 5, 6, 7, 8]
+    assert isinstance(inputs[4], BadLine)
+
+
+def test_half_a_surrogate_pair_is_a_bad_line(tmp_path: Path) -> None:
+    (tmp_path / "input.jsonl").write_text(record_line("a") + "\n" + record_line("b").replace("b.mp4", "\\ud83d.mp4"))
+    first, second = read_inputs(tmp_path / "input.jsonl").values()
+    assert isinstance(first, Record)
+    assert "surrogate" in str(second)
+
+
+def test_the_last_rank_merges_in_input_order(inputs: dict[int, Record | BadLine], output: Path) -> None:
+    job = PredictionJob(output, inputs, SETTINGS)
+    assert do(job, 0, list(inputs)[0::2]) == 3
+    assert not output.exists()
+    assert do(job, 1, list(inputs)[1::2]) == 0
+    assert [prediction.id for prediction in read_predictions(output)] == list("abcdef")
+    assert "né" in output.read_text(encoding="utf-8")
+    assert count_failed(output) == 1
+    assert json.loads(job.errors.read_text())["line"] == 4
+    assert "6 predictions" in job.summary()
+    assert "1 RecordError" in job.summary()
+    assert not job.shards.exists()
+
+
+def test_what_any_rank_has_done_is_not_done_again(inputs: dict[int, Record | BadLine], output: Path) -> None:
+    job = PredictionJob(output, inputs, SETTINGS)
+    do(job, 0, [1])
+    do(job, 2, [5, 6])
+    shard_of_rank_2 = job.shards / "rank2.jsonl"
+    shard_of_rank_2.write_bytes(shard_of_rank_2.read_bytes()[:-9])  # the kill came while line 6 was written
+    with job.open_shard(0) as shard:
+        assert shard.done == {1, 5}
+        answer(shard, inputs, [2, 4, 6, 7, 8])
+        assert job.merge() == 0
+    assert len(read_predictions(output)) == 6
+
+
+def test_a_finished_job_is_left_alone(inputs: dict[int, Record | BadLine], output: Path) -> None:
+    do(PredictionJob(output, inputs, SETTINGS), 0, list(inputs))
+    again = PredictionJob(output, inputs, SETTINGS)
+    assert again.finished
+    assert again.open_shard(0) is None
+    output.unlink()
+    with again.open_shard(0) as shard:
+        assert shard.done == frozenset()
+
+
+def test_other_settings_start_afresh_and_say_so(
+    inputs: dict[int, Record | BadLine], output: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    do(PredictionJob(output, inputs, SETTINGS), 0, list(inputs))
+    first = output.read_bytes()
+    other = PredictionJob(output, inputs, SETTINGS | {"max_new_tokens": 64})
+    do(other, 0, [1])
+    assert "max_new_tokens was 256 and is 64" in caplog.text
+    assert not output.exists()
+    assert output.with_name("input.jsonl.old").read_bytes() == first
+    with PredictionJob(output, inputs, SETTINGS | {"max_new_tokens": 32}).open_shard(0) as shard:
+        assert shard.done == frozenset()
+
+
+def test_two_runs_at_once_are_refused(inputs: dict[int, Record | BadLine], output: Path) -> None:
+    job = PredictionJob(output, inputs, SETTINGS)
+    with job.open_shard(0):
+        with pytest.raises(JobError, match="rank 0 of this job is at work"):
+            job.open_shard(0)
+        with pytest.raises(JobError, match="choose another --output_dir"):
+            PredictionJob(output, inputs, SETTINGS | {"model": "m2"}).open_shard(0)
+        with job.open_shard(1):
+            pass
+    with job.open_shard(0):
+        pass
+
+
+def test_a_full_disk_during_the_merge_damages_nothing(
+    inputs: dict[int, Record | BadLine], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    job = PredictionJob(output, inputs, SETTINGS)
+    with job.open_shard(0) as shard:
+        answer(shard, inputs, list(inputs))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(OSError, match="No space left"):
+                job.merge()
+        assert not output.exists()
+        assert job.merge() == 0
+    assert len(read_predictions(output)) == 6
+
+
+def test_a_model_is_another_when_its_weights_are(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"holds no config\.json"):
+        model_fingerprint(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    first = model_fingerprint(tmp_path)
+    (tmp_path / "trainer_state.json").write_text("{}")
+    assert model_fingerprint(tmp_path) == first
+    os.utime(tmp_path / "model.safetensors", ns=(1, 1))
+    assert model_fingerprint(tmp_path) != first
