@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by srun_sft_humanomni.sh and srun_grpo_humanomni.sh: torchrun on all GPUs of a Slurm job, or of this machine.
-#   GPUS       GPUs a node (default: those of the job, without Slurm those that torch sees; 0: one process on the CPU)
-#   RDZV_PORT  where the first node listens for the others (default: 20000 and the job's last four digits)
+#   GPUS_PER_NODE  default: the GPUs of the job, without Slurm those that torch sees; 0: one process on the CPU
+#   RDZV_PORT      where the first node listens for the others; default: 20000 and the job's last four digits
 # shellcheck source=scripts/env.sh
 source scripts/env.sh
 
@@ -14,7 +14,8 @@ launch() {
         return 2
     fi
     ensure_environment deepspeed
-    local gpus=${GPUS:-${SLURM_GPUS_ON_NODE:-$(python -c 'import torch; print(torch.cuda.device_count())')}}
+    local gpus
+    gpus=${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-$(python -c 'import torch; print(torch.cuda.device_count())')}}
     local command=("$program" --config "$config")
     if [ "$gpus" = 0 ]; then
         echo "No GPU: one process on the CPU."
@@ -26,11 +27,11 @@ launch() {
         torchrun --standalone --nproc-per-node="$gpus" "${command[@]}"
         return
     fi
-    local nodes=${SLURM_NNODES:-1} head
-    head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    local nodes=${SLURM_NNODES:-1} names
+    names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
     # srun does not take the job's CPUs a task over by itself: without this, a node's processes share one core.
     srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 \
         ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
         torchrun --nnodes="$nodes" --nproc-per-node="$gpus" --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
-        --rdzv-endpoint="$head:${RDZV_PORT:-$((20000 + SLURM_JOB_ID % 10000))}" "${command[@]}"
+        --rdzv-endpoint="${names%%$'\n'*}:${RDZV_PORT:-$((20000 + SLURM_JOB_ID % 10000))}" "${command[@]}"
 }

@@ -57,7 +57,7 @@ class Commands:
 
     def variables(self, **more: str) -> dict[str, str]:
         """An environment in which a launcher meets the stand-ins, and nothing of the machine's own Slurm or judge."""
-        own = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "FGCE_"))}
+        own = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "FGCE_", "GPUS_"))}
         return own | {"VENV": str(self.environment), "PATH": f"{self.bin}:{own['PATH']}"} | more
 
     def calls(self, name: str) -> list[Call]:

@@ -55,7 +55,7 @@ def test_without_arguments_the_small_model_trains(repo: Path, commands: Commands
 
 
 def test_without_gpus_one_process_runs_on_the_cpu(repo: Path, commands: Commands):
-    done = launch(repo, SFT, "configs/toy/sft.yaml", "--max_steps", "1", **commands.variables(GPUS="0"))
+    done = launch(repo, SFT, "configs/toy/sft.yaml", "--max_steps", "1", **commands.variables(GPUS_PER_NODE="0"))
     assert "No GPU" in done.stdout
     (call,) = commands.calls("torchrun")
     assert "--nproc-per-node=1" in call.arguments
@@ -114,7 +114,7 @@ def test_two_nodes_meet_through_the_real_torchrun(repo: Path, tmp_path: Path, co
     commands.add("srun", FAKE_SRUN)
     commands.add("scontrol", "#!/bin/sh\necho 127.0.0.1\n")
     variables = commands.variables(
-        SLURM_JOB_ID="1", SLURM_NNODES="2", SLURM_JOB_NODELIST="local", GPUS="1", RDZV_PORT="29871"
+        SLURM_JOB_ID="1", SLURM_NNODES="2", SLURM_JOB_NODELIST="local", GPUS_PER_NODE="1", RDZV_PORT="29871"
     )
     source = f'source scripts/launch.sh; launch "{program}" configs/toy/sft.yaml --seed 3'
     done = subprocess.run(
