@@ -1,7 +1,8 @@
 """Records in, responses out: clips decoded ahead by threads, left-padded batches, greedy decoding.
 
-A record's response depends on the record alone, not on its batch: rows are left-padded and masked, and a row that fails
-takes no other with it.
+A record's response depends on the record alone, not on its batch: rows are left-padded and masked (the authors' release
+pads on the right and goes on after the padding), and a row that fails takes no other with it. In float32 that holds to
+the byte; in half precision another batch size may decide a near tie between two tokens differently.
 """
 
 import logging
