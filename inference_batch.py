@@ -43,8 +43,11 @@ def main() -> None:
         logger.info("--bert_path %s is not needed: a native model folder holds its BERT", arguments.bert_path)
     try:
         run(arguments, rank, world_size)
-    except (JobError, RecordError, OSError) as error:
+    except (JobError, RecordError) as error:
         sys.exit(f"inference_batch: {error}")
+    except OSError as error:
+        where = "" if error.filename else f" while writing to {arguments.output_dir}"  # a full disk names no file
+        sys.exit(f"inference_batch: {error}{where}; what is done is kept, and the same command goes on from here")
     except KeyboardInterrupt:
         logger.warning("interrupted; what is done is kept, and the same command goes on from here")
         sys.exit(INTERRUPTED)
@@ -153,7 +156,7 @@ def job_settings(arguments: argparse.Namespace) -> dict[str, str | int | bool | 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value
 
 
