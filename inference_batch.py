@@ -46,8 +46,10 @@ def main() -> None:
     except (JobError, RecordError) as error:
         sys.exit(f"inference_batch: {error}")
     except OSError as error:
-        where = "" if error.filename else f" while writing to {arguments.output_dir}"  # a full disk names no file
-        sys.exit(f"inference_batch: {error}{where}; what is done is kept, and the same command goes on from here")
+        if error.filename:
+            sys.exit(f"inference_batch: {error}")
+        # A full disk names no file.
+        sys.exit(f"inference_batch: {error}, writing to {arguments.output_dir}; make room: the same command goes on")
     except KeyboardInterrupt:
         logger.warning("interrupted; what is done is kept, and the same command goes on from here")
         sys.exit(INTERRUPTED)
