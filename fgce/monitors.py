@@ -8,7 +8,6 @@ look at any that drifts while S_coh rises.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from statistics import fmean
 
 from fgce.judges.lexicon import LEXICON
@@ -52,7 +51,7 @@ def monitor(results: Sequence[ExplanationScore]) -> Monitors:
     explained = [result.sentences for result in results if result.sentences]
     if not explained:
         return Monitors(len(results), missing_share)
-    lexicon = _lexicon()
+    lexicon = load_lexicon(LEXICON)
     folded = [[fold(sentence.text) for sentence in sentences] for sentences in explained]
     return Monitors(
         explanations=len(results),
@@ -85,8 +84,3 @@ def _emotion_repeats(texts: Sequence[str], lexicon: Lexicon) -> int:
         if tag.kind in {"emotion", "related"}
     )
     return max(named.values(), default=0)
-
-
-@cache
-def _lexicon() -> Lexicon:
-    return load_lexicon(LEXICON)

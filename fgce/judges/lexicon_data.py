@@ -6,7 +6,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +152,9 @@ class Lexicon:
         return None
 
 
+@cache
 def load_lexicon(path: Path) -> Lexicon:
-    """Reads a lexicon file.
+    """Reads a lexicon file, once a process.
 
     Raises:
         ValueError: a cue names an emotion that the file does not define.
