@@ -193,9 +193,13 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         past_key_values: Cache | None = None,
+        position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Runs the language model over text and media; the media inputs are those of :meth:`embed`."""
+        """Runs the language model over text and media; the media inputs are those of :meth:`embed`.
+
+        Positions count from each row's first token, so left padding does not change a row by a rounding.
+        """
         media = {name: kwargs.pop(name, None) for name in MEDIA_INPUTS}
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -204,10 +208,14 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
                 inputs_embeds = self.embed(input_ids, **media)
             else:  # A decoding step: no placeholder can be there, and no look at values keeps it compilable.
                 inputs_embeds = self.get_input_embeddings()(input_ids)
+        tokens = inputs_embeds.shape[:2] if inputs_embeds is not None else None
+        if position_ids is None and attention_mask is not None and attention_mask.shape == tokens:
+            position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
+            position_ids=position_ids,
             **kwargs,
         )
 
@@ -248,6 +256,7 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -264,6 +273,7 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
 
         Args:
             input_ids: [B, S]; the media inputs are those of :meth:`HumanOmniModel.embed`.
+            position_ids: [B, S]; generate makes them only for a forward that names them.
             labels: [B, S], -100 where no loss is wanted; the mean runs over the others (or ``num_items_in_batch``).
             logits_to_keep: the last positions to compute logits for (0: all), or their indices.
 
@@ -273,6 +283,7 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
+            position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,

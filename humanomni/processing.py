@@ -76,6 +76,7 @@ class HumanOmniProcessor(ProcessorMixin):
             sampling_rate=self.feature_extractor.sampling_rate,
             video=video,
             audio=audio,
+            max_audio_seconds=self.feature_extractor.chunk_length,  # the mel holds no more
         )
 
     def resize(self, frames: np.ndarray) -> Tensor:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the entry scripts: makes the pinned virtual environment where it is missing or stale, and activates it.
 #   VENV    the environment's folder (default .venv in the repository); an active one of your own is used as it is
 #           when VENV points at it
@@ -28,7 +29,7 @@ ensure_environment() {
         echo "== installing into $VENV (extras: $extras); the first time takes a few minutes"
         [ -x "$VENV/bin/python" ] || "$(find_python)" -m venv "$VENV"
         "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-            --constraint "$REPO/constraints.txt" --editable "$REPO[$extras]"
+            --constraint "$REPO/constraints.txt" --editable "${REPO}[$extras]"
         grep -sF " $wanted" "$VENV/.installed" > "$VENV/.installed.new" || true
         echo "$extras $wanted" >> "$VENV/.installed.new"
         mv "$VENV/.installed.new" "$VENV/.installed"

@@ -22,10 +22,11 @@ done
 
 run=runs/quickstart
 [ "$seed" = 0 ] || run=$run-seed$seed
-world=() sft=() grpo=()
+world=() towers=() sft=() grpo=()
 if [ -n "$smoke" ]; then
     run=$run-smoke
     world=(--train 28 --val 7 --test 14)
+    towers=(--epochs 1 --batch_size 4)
     sft=(--num_train_epochs 2)
     grpo=(--max_steps 2 --per_device_train_batch_size 16 --max_completion_length 32)
 fi
@@ -79,7 +80,9 @@ train() { # train NAME SCRIPT BASE ARGUMENTS...: a training stage from the model
 }
 
 stage data python scripts/make_toy_data.py --output "$run/data" --seed "$seed" "${world[@]}"
-stage model python scripts/make_tiny_model.py --corpus "$run/data/sft_train.jsonl" --output "$run/model" --seed "$seed"
+stage model python scripts/make_tiny_model.py --corpus "$run/data/sft_train.jsonl" --output "$run/untrained" --seed "$seed"
+stage towers python scripts/pretrain_tiny_towers.py --model "$run/untrained" --world "$run/data" --output "$run/model" \
+    --clip_cache "$run/clip_cache" --seed "$seed" "${towers[@]}"
 train sft train_sft.py model --train_data "$run/data/sft_train.jsonl" --validation_data "$run/data/sft_val.jsonl" "${sft[@]}"
 train grpo1 train_grpo.py sft --train_data "$run/data/grpo_train.jsonl" "${grpo[@]}"
 [ -f "$run/.done/grpo2" ] && [ -f "$run/.done/evaluate" ] || serve_judge

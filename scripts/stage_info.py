@@ -1,6 +1,6 @@
 """Prints what the report shows of a quickstart's stages beside their predictions: seconds and the trainer's log.
 
-    python scripts/stage_info.py runs/quickstart sft grpo1 grpo2 > stage_info.json
+python scripts/stage_info.py runs/quickstart sft grpo1 grpo2 > stage_info.json
 """
 
 import json

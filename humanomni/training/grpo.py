@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from trl import GRPOConfig
 
 from fgce.canary import CANARIES
@@ -101,7 +102,8 @@ def run_grpo(args: GRPOArguments) -> None:
     # A sampled placeholder would ask the next forward for media that is not there.
     suppressed = {"suppress_tokens": processor.placeholder_ids}
     args.generation_kwargs = suppressed | (args.generation_kwargs or {})  # type: ignore[operator] # TRL made it a dict
-    model = HumanOmniForConditionalGeneration.from_pretrained(model_path)
+    # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
+    model = HumanOmniForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32)
     model.set_trainable(args.trainable_parts)
     prompts = load_prompts(train_path, data_root, args.modality)
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size

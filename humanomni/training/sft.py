@@ -181,7 +181,8 @@ def run_sft(args: SFTArguments) -> None:
     data_root = require_path("data_root", args.data_root) if args.data_root else None
 
     processor = HumanOmniProcessor.from_pretrained(model_path)
-    model = HumanOmniForConditionalGeneration.from_pretrained(model_path)
+    # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
+    model = HumanOmniForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32)
     model.set_trainable(args.trainable_parts)
     clips = ClipLoader(processor, args.modality, Path(args.clip_cache) if args.clip_cache else None)
     train = SFTDataset(train_path, processor, clips, data_root, args)
