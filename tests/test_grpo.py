@@ -1,0 +1,213 @@
+"""GRPO on clips, with real media, a real FG-CE server, and that server's death."""
+
+import json
+import logging
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from server_process import server_process
+from transformers import TrainerCallback
+
+from fgce.client import FgceClient
+from humanomni.modeling import HumanOmniForConditionalGeneration
+from humanomni.processing import HumanOmniProcessor
+from humanomni.training.clips import ClipLoader
+from humanomni.training.grpo import GRPOArguments, JudgeUnavailableError, load_prompts, run_grpo
+from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer, JudgeWatch
+from humanomni.training.rewards import make_rewards
+
+CUES = "The mouth corners are raised in a smile. The pitch is high. Overall, the person is {label}."
+
+
+def arguments(output: Path, model: Path, world: Path, **more: Any) -> GRPOArguments:
+    settings = {
+        "output_dir": str(output),
+        "model_path": str(model),
+        "train_data": str(world / "grpo_train.jsonl"),
+        "max_steps": 2,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 8,
+        "learning_rate": 1e-3,
+        "beta": 0.04,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "fgce_deadline": 3.0,
+    }
+    return GRPOArguments(**(settings | more))
+
+
+def make_trainer(trainer_class: type[HumanOmniGRPOTrainer], args: GRPOArguments, **more: Any) -> HumanOmniGRPOTrainer:
+    processor = HumanOmniProcessor.from_pretrained(args.model_path)
+    model = HumanOmniForConditionalGeneration.from_pretrained(args.model_path)
+    model.set_trainable(args.trainable_parts)
+    return trainer_class(
+        model=model,
+        args=args,
+        reward_funcs=make_rewards(args.rewards, FgceClient(args.fgce_url, deadline=args.fgce_deadline)),
+        train_dataset=load_prompts(Path(args.train_data), None, args.modality),
+        processing_class=processor,
+        clips=ClipLoader(processor, args.modality),
+        judge_watch=JudgeWatch(args.judge_window, args.judge_max_missing),
+        **more,
+    )
+
+
+class ExchangedMedia(HumanOmniGRPOTrainer):
+    """Scores every batch again with the clips' frames, or their sound, exchanged among one another."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.changes: dict[tuple[str, str], list[float]] = defaultdict(list)
+        super().__init__(*args, **kwargs)
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        scored = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        media = self._media[self._mode]
+        for name in [key for key in media if not key.startswith("gate")]:
+            kept = media[name]
+            media[name] = kept.roll(1, dims=0)
+            with torch.no_grad():
+                exchanged = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+            media[name] = kept
+            who = "reference" if model is self.ref_model else "policy"
+            self.changes[who, name.split("_")[0]].append((exchanged[0] - scored[0]).abs().max().item())
+        return scored
+
+
+def test_log_probs_of_policy_and_reference_hang_on_video_and_audio(
+    tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path
+) -> None:
+    trainer = make_trainer(ExchangedMedia, arguments(tmp_path, tiny_model_dir, toy_world_dir))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert set(trainer.changes) == {(who, what) for who in ("policy", "reference") for what in ("vision", "audio")}
+    assert all(change > 1e-6 for changes in trainer.changes.values() for change in changes), trainer.changes
+    towers = [name for name, p in trainer.model.named_parameters() if "_tower" in name]
+    assert all(torch.equal(before[name], trainer.model.get_parameter(name)) for name in towers)
+
+
+def test_towers_run_once_a_clip_change_nothing(tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path) -> None:
+    """Frozen towers' states in place of frames and mels give the same log-probs."""
+    trainer = make_trainer(HumanOmniGRPOTrainer, arguments(tmp_path, tiny_model_dir, toy_world_dir))
+    prompts = [row["prompt"] for row in trainer.train_dataset.select(range(2)) for _ in range(4)]
+    ids, _, cached = trainer._tokenize_prompts(prompts)
+    trainer.model.model.vision_tower.requires_grad_(True)
+    trainer.model.model.audio_tower.requires_grad_(True)
+    _, _, raw = trainer._tokenize_prompts(prompts)
+    assert {"vision_features", "audio_features"} <= set(cached)
+    assert {"pixel_values", "input_features"} <= set(raw)
+    batch = {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), len(ids[0]), dtype=torch.long)}
+    with torch.no_grad():
+        torch.testing.assert_close(trainer.model(**batch, **cached).logits, trainer.model(**batch, **raw).logits)
+
+
+class RightAnswers(HumanOmniGRPOTrainer):
+    """Rollouts that hold the pattern and, in every other row, the right answer, so that the judge has work."""
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self.solutions = [row["solution"] for row in inputs]
+        return super()._generate_and_score_completions(inputs)
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
+        ids = []
+        for row, label in enumerate(self.solutions):
+            answer = label if row % 2 else "contempt"
+            text = f"<think>{CUES.format(label=label)}</think>\n<answer>{answer}</answer>"
+            ids.append([*self._tokenizer(text)["input_ids"], self._tokenizer.eos_token_id])
+        return ids, None
+
+
+class StopServer(TrainerCallback):
+    """Kills the judge after the first optimizer step."""
+
+    def __init__(self, process: Any) -> None:
+        self.process = process
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 1:
+            self.process.kill()
+            self.process.wait(timeout=10)
+
+
+def test_a_judge_that_dies_is_counted_missing_and_never_low(
+    tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with server_process("--set", "judge.backend=lexicon") as (url, process):
+        args = arguments(
+            tmp_path,
+            tiny_model_dir,
+            toy_world_dir,
+            rewards=["format", "accuracy", "fgce_weighted"],
+            fgce_url=url,
+        )
+        trainer = make_trainer(RightAnswers, args, callbacks=[StopServer(process)])
+        with caplog.at_level(logging.WARNING, logger="fgce.client"):
+            trainer.train()
+    alive, dead = [log for log in trainer.state.log_history if "reward" in log]
+    assert alive["fgce_weighted/missing"] == 0
+    assert alive["rewards/fgce_weighted/mean"] > 0
+    assert dead["fgce_weighted/missing"] == 4, "each right answer of the step has a missing judgement"
+    # What is left is format and accuracy, for right and wrong alike: 1 + 1 and 1 + 0.
+    assert dead["reward"] == pytest.approx(1.5)
+    assert "explanations are missing" in caplog.text
+
+
+def test_too_many_missing_judgements_stop_the_run_with_a_checkpoint(
+    tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("humanomni.training.grpo.HumanOmniGRPOTrainer", RightAnswers)
+    args = arguments(
+        tmp_path,
+        tiny_model_dir,
+        toy_world_dir,
+        rewards=["accuracy", "fgce_weighted"],
+        fgce_url="http://127.0.0.1:9",
+        judge_window=1,
+        max_steps=5,
+        save_strategy="steps",
+    )
+    with pytest.raises(JudgeUnavailableError, match="4 of 4 explanations"):
+        run_grpo(args)
+    assert (tmp_path / "checkpoint-1/model.safetensors").is_file()
+    assert not (tmp_path / "model.safetensors").exists(), "an unfinished stage must not look finished"
+
+
+def test_a_clip_that_cannot_be_read_moves_nothing(tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path) -> None:
+    world = tmp_path / "world"
+    world.mkdir()
+    (world / "broken.mp4").write_bytes(b"no film")
+    first = json.loads((toy_world_dir / "grpo_train.jsonl").read_text().splitlines()[0])
+    whole = {**first, "video": str(toy_world_dir / first["video"])}
+    records = [whole, {**first, "id": "broken", "video": "broken.mp4"}]
+    (world / "grpo_train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    trainer = make_trainer(RightAnswers, arguments(tmp_path / "run", tiny_model_dir, world, max_steps=1))
+    seen = {}
+
+    def keep(inputs: Any, **_: Any) -> Any:
+        seen.update(inputs)
+        return HumanOmniGRPOTrainer._compute_loss(trainer, trainer.model_wrapped, inputs)
+
+    trainer._compute_loss = lambda model, inputs: keep(inputs)
+    trainer.train()
+    by_clip = [seen["advantages"][seen["clip_index"] == clip].abs().max().item() for clip in (0, 1)]
+    assert sorted(value > 0 for value in by_clip) == [False, True]
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(
+    tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "run"
+    run_grpo(arguments(output, tiny_model_dir, toy_world_dir, dry_run=True))
+    said = capsys.readouterr().err
+    assert "optimizer steps    2" in said
+    assert "vision_tower           0.00 M trained" in said
+    assert not output.exists()

@@ -1,0 +1,132 @@
+"""Supervised fine-tuning: where the loss lies, what is skipped, and a real run through the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from humanomni.processing import HumanOmniProcessor
+from humanomni.training.clips import ClipLoader
+from humanomni.training.run import ConfigurationError
+from humanomni.training.sft import SFTArguments, SFTCollator, SFTDataset
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_model_dir: Path) -> HumanOmniProcessor:
+    return HumanOmniProcessor.from_pretrained(tiny_model_dir)
+
+
+def dataset(path: Path, processor: HumanOmniProcessor, tmp_path: Path, **more: Any) -> SFTDataset:
+    args = SFTArguments(output_dir=str(tmp_path / "run"), use_cpu=True, **more)
+    return SFTDataset(path, processor, ClipLoader(processor, args.modality, tmp_path / "cache"), None, args)
+
+
+def with_broken_clip(toy_world_dir: Path, tmp_path: Path) -> Path:
+    """Four records of the world, the second with a clip that cannot be decoded."""
+    records = [json.loads(line) for line in (toy_world_dir / "sft_train.jsonl").read_text().splitlines()[:4]]
+    for record in records:
+        record["video"] = str(toy_world_dir / record["video"])
+    records[1] |= {"id": "broken", "video": str(tmp_path / "broken.mp4")}
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    path = tmp_path / "sft.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_the_loss_lies_on_the_assistants_turn_and_its_end(
+    toy_world_dir: Path, processor: HumanOmniProcessor, tmp_path: Path
+) -> None:
+    samples = dataset(toy_world_dir / "sft_train.jsonl", processor, tmp_path)
+    batch = SFTCollator(processor)([samples[0], samples[3]])
+    for row, sample in enumerate((samples[0], samples[3])):
+        learnt = batch["input_ids"][row][batch["labels"][row] != -100]
+        assert processor.tokenizer.decode(learnt) == f"{sample.record.target}<|im_end|>\n"
+        read = batch["input_ids"][row][batch["attention_mask"][row] == 1]
+        assert read.tolist() == sample.prompt_ids + sample.target_ids
+
+
+def test_the_prompt_is_the_one_of_inference(toy_world_dir: Path, processor: HumanOmniProcessor, tmp_path: Path) -> None:
+    sample = dataset(toy_world_dir / "sft_train.jsonl", processor, tmp_path)[0]
+    asked = processor.text_inputs([processor.prompt(sample.record.question)])
+    assert asked["input_ids"][0].tolist() == sample.prompt_ids
+
+
+def test_a_broken_clip_and_a_long_sample_carry_no_loss_and_say_why(
+    toy_world_dir: Path, processor: HumanOmniProcessor, tmp_path: Path
+) -> None:
+    path = with_broken_clip(toy_world_dir, tmp_path)
+    samples = dataset(path, processor, tmp_path)
+    batch = SFTCollator(processor)([samples[0], samples[1]])
+    assert (batch["labels"][0] != -100).any()
+    assert (batch["labels"][1] == -100).all()
+    [(record, problem)] = batch["problems"]
+    assert record.id == "broken"
+    assert "broken.mp4" in problem
+    assert "max_length 100" in dataset(path, processor, tmp_path, max_length=100)[0].problem
+
+
+def test_the_clip_cache_gives_what_decoding_gives(
+    toy_world_dir: Path, processor: HumanOmniProcessor, tmp_path: Path
+) -> None:
+    clip = next(iter(sorted((toy_world_dir / "clips").iterdir())))
+    decoded = ClipLoader(processor, "video_audio").load(clip)
+    cached = ClipLoader(processor, "video_audio", tmp_path)
+    cached.load(clip)
+    (entry,) = tmp_path.iterdir()
+    again = cached.load(clip)
+    assert torch.equal(again.pixels, decoded.pixels)
+    assert torch.equal(again.mel, decoded.mel)
+    entry.write_bytes(entry.read_bytes()[:100])
+    assert torch.equal(cached.load(clip).mel, decoded.mel), "a damaged entry is made again"
+
+
+def test_records_without_a_target_are_refused(
+    toy_world_dir: Path, processor: HumanOmniProcessor, tmp_path: Path
+) -> None:
+    record = json.loads((toy_world_dir / "sft_train.jsonl").read_text().splitlines()[0])
+    record["conversations"].pop()
+    path = tmp_path / "no_target.jsonl"
+    path.write_text(json.dumps(record))
+    with pytest.raises(ConfigurationError, match=record["id"]):
+        dataset(path, processor, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_learns_resumes_and_leaves_its_record(
+    repo: Path, toy_world_dir: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Slow: three real runs of the command; a straight one, one cut after two steps, and the one that goes on from it."""
+    data = with_broken_clip(toy_world_dir, tmp_path)
+
+    def run(output: Path, *flags: str) -> None:
+        command = [sys.executable, repo / "train_sft.py", "--config", repo / "configs/toy/sft.yaml"]
+        command += ["--model_path", tiny_model_dir, "--train_data", data, "--validation_data", data]
+        command += ["--clip_cache", tmp_path / "cache", "--output_dir", output, "--report_to", "none"]
+        command += ["--per_device_train_batch_size", "2", "--num_train_epochs", "2", "--lr_scheduler_type", "constant"]
+        command += ["--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "no", "--warmup_steps", "0"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*map(str, command), *flags], check=True, cwd=repo, env=environment, capture_output=True)
+
+    run(tmp_path / "straight")
+    run(tmp_path / "cut", "--max_steps", "2")
+    run(tmp_path / "cut")
+    straight, cut = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("straight", "cut"))
+    start = AutoModelForCausalLM.from_pretrained(tiny_model_dir).state_dict()
+    for name, tensor in straight.items():
+        torch.testing.assert_close(cut[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+    changed = {name for name, tensor in straight.items() if not torch.equal(start[name], tensor)}
+    assert any("language_model" in name for name in changed)
+    assert not any("_tower" in name or ".bert." in name for name in changed)
+
+    skipped = [json.loads(line) for line in (tmp_path / "straight/skipped.rank0.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in skipped] == ["broken"]
+    manifest = json.loads((tmp_path / "straight/manifest.json").read_text())
+    assert manifest["seed"] == 0
+    assert manifest["packages"]["transformers"].startswith("5.17")
+    assert (tmp_path / "straight/config.yaml").is_file()
