@@ -101,7 +101,7 @@ def test_records_without_a_target_are_refused(
 def test_a_run_learns_resumes_and_leaves_its_record(
     repo: Path, toy_world_dir: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """Slow: three real runs of the command; a straight one, one cut after two steps, and the one that goes on from it."""
+    """Slow: three real runs of the command; a straight one, one cut after two steps, and its continuation."""
     data = with_broken_clip(toy_world_dir, tmp_path)
 
     def run(output: Path, *flags: str) -> None:
