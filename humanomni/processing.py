@@ -182,7 +182,7 @@ class HumanOmniProcessor(ProcessorMixin):
             None if not _asks(one, AUDIO_TOKEN) else self.mel(_required(clip, "clip", one).waveform)
             for one, clip in zip(text, clips, strict=True)
         ]
-        named = {"pixel_values": _stack(frames), "input_features": _stack(mels)}
+        named = {"pixel_values": stack_rows(frames), "input_features": stack_rows(mels)}
         return {name: value for name, value in named.items() if value is not None}
 
     def gate_inputs(self, gate_text: Sequence[str]) -> dict[str, Tensor]:
@@ -231,7 +231,7 @@ def _required(clip: Clip | None, what: str, text: str) -> Any:
     return value
 
 
-def _stack(rows: Sequence[Tensor | None]) -> Tensor | None:
+def stack_rows(rows: Sequence[Tensor | None]) -> Tensor | None:
     """[B, ...] with zeros where a row is absent; None when all are."""
     present = next((row for row in rows if row is not None), None)
     if present is None:

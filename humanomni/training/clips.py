@@ -8,13 +8,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from humanomni.media import MediaError
-from humanomni.processing import HumanOmniProcessor
+from humanomni.processing import HumanOmniProcessor, stack_rows
 from humanomni.prompts import MODALITIES
 
 logger = logging.getLogger(__name__)
@@ -108,14 +107,7 @@ class ClipLoader:
 
 def batch_media(clips: list[TrainingClip | None], processor: HumanOmniProcessor) -> dict[str, Tensor]:
     """pixel_values and input_features of a batch; a missing clip is zeros, for a row that carries no loss."""
-    pixels = _stack([clip.pixels if clip else None for clip in clips])
-    mels = _stack([clip.mel if clip else None for clip in clips])
+    pixels = stack_rows([clip.pixels if clip else None for clip in clips])
+    mels = stack_rows([clip.mel if clip else None for clip in clips])
     named = {"pixel_values": None if pixels is None else processor.normalise(pixels), "input_features": mels}
     return {name: value for name, value in named.items() if value is not None}
-
-
-def _stack(rows: list[Tensor | None]) -> Tensor | None:
-    present = next((row for row in rows if row is not None), None)
-    if present is None:
-        return None
-    return torch.stack([torch.zeros_like(present) if row is None else row for row in rows])
