@@ -50,11 +50,13 @@ class Endpoint:
     failures: int = 0  # in a row
     last_outcome: float = 0.0  # monotonic time, as is the next
     closed_until: float = 0.0
+    alive: bool = True  # by the last health check, where there are any
 
     @property
     def available(self) -> bool:
-        """Not cooling down. After that, one request at a time finds out whether the server is back."""
-        return time.monotonic() >= self.closed_until and not (self.closed_until and self.in_flight)
+        """Alive and not cooling down. After that, one request at a time finds out whether the server is back."""
+        cooled = time.monotonic() >= self.closed_until and not (self.closed_until and self.in_flight)
+        return self.alive and cooled
 
 
 class Endpoints:
@@ -92,6 +94,13 @@ class Endpoints:
             endpoint.last_outcome = time.monotonic()
         finally:
             endpoint.in_flight -= 1
+
+    def note_health(self, endpoint: Endpoint, *, alive: bool) -> None:
+        """Takes in a health check. One that was down and is up starts anew; one that only fails requests does not."""
+        if alive and not endpoint.alive:
+            endpoint.failures = 0
+            endpoint.closed_until = 0.0
+        endpoint.alive = alive
 
     def _count_failure(self, endpoint: Endpoint) -> None:
         endpoint.failures += 1

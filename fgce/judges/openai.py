@@ -1,7 +1,7 @@
 """The engine behind the `openai` judge: any OpenAI-compatible chat endpoint, or several.
 
 vllm serve, SGLang, llama.cpp's server and hosted models all speak this. Requests go to the healthy endpoint with the
-least in flight; what one cannot answer is tried on another.
+least in flight; what one cannot answer is tried on another. Health checks in the background find the dead ones first.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from fgce.endpoints import AttemptError, Endpoint, Endpoints, ssl_context
+from fgce.health import HealthWatch
 from fgce.judges.base import Answer, JudgeError
 from fgce.judges.protocols import Completion, ProtocolName, Query, TokenChoice
 from fgce.schema import MissingReason, Usage
@@ -32,7 +33,8 @@ class OpenAIConfig(BaseModel):
     `base_urls` end in /v1. `revision` is the model's, as far as you know it: it goes into the cache's key and every
     response. `constraints` says how decoding is constrained: `vllm` (structured_outputs), `json_schema`
     (response_format; json protocol only) or `none`, where an answer may fail to parse and is then missing.
-    `concurrency` bounds the requests in flight at an endpoint, `timeout` (seconds) each attempt.
+    `concurrency` bounds the requests in flight at an endpoint, `timeout` (seconds) each attempt. Every `health_every`
+    seconds each endpoint is asked for `health_path`: `models` is below its base URL, `/health` at its server's root.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -46,6 +48,8 @@ class OpenAIConfig(BaseModel):
     concurrency: Annotated[int, Field(gt=0)] = 256
     attempts: Annotated[int, Field(gt=0)] = 3
     timeout: Annotated[float, Field(gt=0)] = 30.0
+    health_path: str = "models"
+    health_every: Annotated[float, Field(gt=0)] = 5.0
 
 
 @dataclass(slots=True)
@@ -62,6 +66,7 @@ class OpenAIEngine:
         self._endpoints = Endpoints(config.base_urls)
         self._slots = {endpoint: asyncio.Semaphore(config.concurrency) for endpoint in self._endpoints.all}
         self._lanes: list[_Lane] = []
+        self._health = HealthWatch(self._endpoints, config.health_path, config.health_every, self._client)
 
     @contextmanager
     def _lane(self) -> Iterator[httpx.AsyncClient]:
@@ -87,6 +92,7 @@ class OpenAIEngine:
 
     async def complete(self, query: Query) -> Completion:
         """Raises JudgeError when no attempt got an answer."""
+        self._health.start()
         body = self._body(query)
         tried: list[Endpoint] = []
         for attempt in range(1, self._config.attempts + 1):
@@ -113,7 +119,8 @@ class OpenAIEngine:
         return endpoint
 
     async def aclose(self) -> None:
-        """Closes the connections."""
+        """Ends the health checks and closes the connections."""
+        await self._health.aclose()
         for lane in self._lanes:
             await lane.http.aclose()
 

@@ -34,17 +34,37 @@ class FakeOpenAI:
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[str] = []
+        self.health_checks = 0
         self.script: Script = lambda body: None
         self.misbehaviour: Callable[[dict[str, Any]], str | None] = lambda body: None
         self.delay = 0.0
         self.url = ""
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.StreamWriter] = set()
         self._judge = LexiconJudge()
 
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+    async def start(self) -> None:
+        """Listens; after a kill at the same port as before."""
+        port = int(self.url.split(":")[2].split("/")[0]) if self.url else 0
+        self._server = await asyncio.start_server(self._handle, "127.0.0.1", port)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+
+    def kill(self) -> None:
+        """Drops every connection and refuses new ones."""
+        assert self._server is not None
+        self._server.close()
+        for writer in list(self._connections):
+            writer.transport.abort()
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                if head.startswith("GET /v1/models "):
+                    self.health_checks += 1
+                    self._send(writer, 200, b'{"data": []}')
+                    continue
                 length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
                 body = json.loads(await reader.readexactly(int(length.group(1)) if length else 0))
                 self.bodies.append(body)
@@ -59,6 +79,7 @@ class FakeOpenAI:
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
+            self._connections.discard(writer)
             writer.close()
 
     async def _misbehave(self, how: str, writer: asyncio.StreamWriter) -> bool:
@@ -139,9 +160,8 @@ def _logprobs(char: str) -> dict[str, Any]:
 async def fake_openai() -> AsyncIterator[FakeOpenAI]:
     """A running server; its `url` ends in /v1."""
     fake = FakeOpenAI()
-    server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
-    fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    await fake.start()
     try:
         yield fake
     finally:
-        server.close()
+        fake.kill()

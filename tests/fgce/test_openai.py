@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 from fake_openai import FakeOpenAI, fake_openai, is_label_step
 
+from fgce.endpoints import AttemptError, Endpoints
 from fgce.judges import build_judge
 from fgce.judges.lexicon import LexiconJudge
 from fgce.judges.openai import OpenAIConfig
 from fgce.rubric import load_rubric
-from fgce.schema import ExplanationScore, ScoreItem, ScoreMode, ScoreRequest
+from fgce.schema import ExplanationScore, MissingReason, ScoreItem, ScoreMode, ScoreRequest
 from fgce.scorer import Scorer
 
 RUBRIC = load_rubric()
@@ -137,6 +138,43 @@ async def test_another_endpoint_takes_over_and_load_is_shared(fake: FakeOpenAI):
         assert all(result.status == "ok" for result in results)
         assert min(len(fake.bodies), len(other.bodies)) > 10
         assert len(dead.bodies) <= 20
+
+
+async def test_a_dead_endpoint_is_left_before_a_request_fails_and_comes_back(fake: FakeOpenAI):
+    async with fake_openai() as other:
+        scorer = scorer_over(fake.url, other.url, health_every=0.05)
+        assert (await score(scorer)).status == "ok"
+        fake.kill()
+        await asyncio.sleep(0.3)
+        before = len(fake.bodies), len(other.bodies)
+        left = await score(scorer, f"{TEXT} Once more.")
+        assert {sentence.trace.attempts for sentence in left.sentences} == {1, 2}  # one a step: none was wasted
+        assert len(fake.bodies) == before[0]
+        await fake.start()
+        checks = other.health_checks
+        while other.health_checks < checks + 3:
+            await asyncio.sleep(0.02)
+        other.kill()
+        await asyncio.sleep(0.3)
+        back = await score(scorer, f"{TEXT} And again.")
+        assert {sentence.trace.attempts for sentence in back.sentences} == {1, 2}
+        assert len(fake.bodies) > before[0]
+        await scorer.aclose()
+        checks = fake.health_checks
+        await asyncio.sleep(0.2)
+        assert fake.health_checks == checks
+
+
+def test_a_health_check_reopens_what_was_down_and_not_what_only_fails_requests():
+    endpoints = Endpoints(["http://judge"], failures=1)
+    (endpoint,) = endpoints.all
+    with pytest.raises(AttemptError), endpoints.using(endpoint):
+        raise AttemptError(MissingReason.JUDGE_ERROR, "HTTP 500")
+    endpoints.note_health(endpoint, alive=True)
+    assert endpoints.pick() is None
+    endpoints.note_health(endpoint, alive=False)
+    endpoints.note_health(endpoint, alive=True)
+    assert endpoints.pick() is endpoint
 
 
 async def test_concurrency_is_bounded(fake: FakeOpenAI):
