@@ -105,7 +105,9 @@ export FGCE_TOKEN
 
 NODES=${SLURM_NNODES:-1}
 if [ -n "${SLURM_JOB_ID:-}" ]; then
-    srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 bash "$SCRIPT" node &
+    # srun does not take the job's CPUs a task over by itself: without this, a server and its engine share one core.
+    srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
+        ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} bash "$SCRIPT" node &
 else
     bash "$SCRIPT" node &
 fi

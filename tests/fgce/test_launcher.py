@@ -53,15 +53,18 @@ async def test_the_endpoints_file_is_all_that_a_trainer_needs(repo: Path, tmp_pa
     if nodes > 1:
         srun = tmp_path / "bin/srun"
         srun.parent.mkdir()
-        srun.write_text(FAKE_SRUN)
+        shebang, *lines = FAKE_SRUN.splitlines()
+        srun.write_text("\n".join([shebang, f'echo "$*" > "{tmp_path}/srun.arguments"', *lines, ""]))
         srun.chmod(0o755)
         path = f"{srun.parent}:{os.environ['PATH']}"
-        variables = {"SLURM_JOB_ID": "1", "SLURM_NNODES": str(nodes), "PATH": path}
+        variables = {"SLURM_JOB_ID": "1", "SLURM_NNODES": str(nodes), "SLURM_CPUS_PER_TASK": "8", "PATH": path}
     process = launch(repo, tmp_path, **variables)
     try:
         endpoints = wait_for(tmp_path / "run/endpoints", process)
         token = tmp_path / "run/token"
         assert len(set(endpoints.split())) == nodes
+        if nodes > 1:
+            assert "--cpus-per-task=8" in (tmp_path / "srun.arguments").read_text()
         assert token.stat().st_mode & 0o077 == 0
         client = FgceClient(endpoints, token=token.read_text().strip())
         assert (await client.score([ITEM])).results[0].score == 5
