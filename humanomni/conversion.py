@@ -128,6 +128,8 @@ def convert(
     audio_tower: Path | None = None,
     bert: Path | None = None,
     dtype: torch.dtype | None = None,
+    prompt_style: str = "native",
+    frame_fit: str = "pad",
 ) -> ConversionReport:
     """Converts a legacy folder into a self-contained native one.
 
@@ -137,6 +139,7 @@ def convert(
             its tensors' shapes tell. Where a tower's folder and the checkpoint both hold its weights and differ, the
             folder's count, as in the authors' release; BERT's are the checkpoint's, if it has them.
         dtype: of the written weights; None keeps the checkpoint's.
+        prompt_style, frame_fit: what the native folder's processor remembers; see :class:`HumanOmniProcessor`.
 
     Raises:
         ConversionError: for a missing file, an unknown key, a missing or a misshapen tensor.
@@ -145,6 +148,7 @@ def convert(
     if not checkpoint:
         raise ConversionError(f"{legacy} holds no model*.safetensors and no pytorch_model*.bin")
     config, processor = _native_parts(legacy, checkpoint, vision_tower, audio_tower, bert)
+    processor.prompt_style, processor.frame_fit = prompt_style, frame_fit
     report = ConversionReport.of(checkpoint, config.vision_config.num_hidden_layers, legacy)
     with torch.device("meta"):
         model = HumanOmniForConditionalGeneration(config)

@@ -11,7 +11,15 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from humanomni.configuration import HumanOmniConfig
 from humanomni.media import Clip, load_clip
-from humanomni.prompts import AUDIO_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN, strip_media_tags, user_content
+from humanomni.prompts import (
+    AUDIO_TOKEN,
+    IMAGE_TOKEN,
+    VIDEO_TOKEN,
+    gate_text,
+    require_style,
+    strip_media_tags,
+    user_content,
+)
 
 PLACEHOLDERS = (VIDEO_TOKEN, AUDIO_TOKEN, IMAGE_TOKEN)
 
@@ -29,6 +37,7 @@ class HumanOmniProcessor(ProcessorMixin):
         num_frames: frames T of a clip.
         num_video_tokens, num_audio_tokens: how often a placeholder is repeated; the configuration's properties.
         frame_fit: one of :data:`FRAME_FITS`.
+        prompt_style: a key of :data:`humanomni.prompts.PROMPT_STYLES`: the prompts that the model was trained with.
     """
 
     def __init__(
@@ -42,6 +51,7 @@ class HumanOmniProcessor(ProcessorMixin):
         num_video_tokens: int = 392,
         num_audio_tokens: int = 500,
         frame_fit: str = "pad",
+        prompt_style: str = "native",
         **kwargs: Any,
     ) -> None:
         if frame_fit not in FRAME_FITS:
@@ -49,7 +59,9 @@ class HumanOmniProcessor(ProcessorMixin):
         self.num_frames = num_frames
         self.num_video_tokens = num_video_tokens
         self.num_audio_tokens = num_audio_tokens
+        require_style(prompt_style)
         self.frame_fit = frame_fit
+        self.prompt_style = prompt_style
         super().__init__(image_processor, feature_extractor, tokenizer, gate_tokenizer, chat_template=chat_template)
 
     @property
@@ -110,7 +122,7 @@ class HumanOmniProcessor(ProcessorMixin):
 
     def prompt(self, question: str, modality: str = "video_audio") -> str:
         """The chat prompt of a question, with one placeholder a medium and the assistant's header at the end."""
-        turn = {"role": "user", "content": user_content(question, modality)}
+        turn = {"role": "user", "content": user_content(question, modality, self.prompt_style)}
         return self.tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
 
     def expand(self, text: str) -> str:
@@ -185,10 +197,11 @@ class HumanOmniProcessor(ProcessorMixin):
         named = {"pixel_values": stack_rows(frames), "input_features": stack_rows(mels)}
         return {name: value for name, value in named.items() if value is not None}
 
-    def gate_inputs(self, gate_text: Sequence[str]) -> dict[str, Tensor]:
-        """gate_input_ids and gate_attention_mask [B, S'], right-padded."""
+    def gate_inputs(self, questions: Sequence[str], modality: str = "video_audio") -> dict[str, Tensor]:
+        """gate_input_ids and gate_attention_mask [B, S'] of the questions in the prompts, right-padded."""
+        texts = [gate_text(question, modality, self.prompt_style) for question in questions]
         gate_tokenizer: Any = self.gate_tokenizer  # type: ignore[attr-defined] # ProcessorMixin sets it
-        encoded = gate_tokenizer(list(gate_text), padding=True, truncation=True, return_tensors="pt")
+        encoded = gate_tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         return {"gate_input_ids": encoded["input_ids"], "gate_attention_mask": encoded["attention_mask"]}
 
     @classmethod

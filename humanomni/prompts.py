@@ -1,10 +1,12 @@
 """The one place where prompts are written: supervised fine-tuning, GRPO and inference all ask in the same words.
 
 The authors' three programs differ from one another in tags, newlines and gate text; a model trained here meets at
-inference the prompt that it was trained with.
+inference the prompt that it was trained with. For their checkpoints, each of the three is a named style.
 """
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 VIDEO_TOKEN, AUDIO_TOKEN, IMAGE_TOKEN = "<video>", "<audio>", "<image>"
@@ -16,9 +18,9 @@ EMOTION_QUESTION = (
 
 # Start and end marks are plain text to the tokenizer, as in the published checkpoints.
 _WRAPPED = {
-    "video": f"<vi_start>{VIDEO_TOKEN}<vi_end>\n",
-    "audio": f"<au_start>{AUDIO_TOKEN}<au_end>\n",
-    "image": f"<im_start>{IMAGE_TOKEN}<im_end>\n",
+    "video": f"<vi_start>{VIDEO_TOKEN}<vi_end>",
+    "audio": f"<au_start>{AUDIO_TOKEN}<au_end>",
+    "image": f"<im_start>{IMAGE_TOKEN}<im_end>",
 }
 
 # What `--modal` names, in the order in which the media stand in the prompt.
@@ -38,17 +40,75 @@ def strip_media_tags(text: str) -> str:
     return _TAGS.sub("", text).strip()
 
 
-def user_content(question: str, modality: str = "video_audio") -> str:
+@dataclass(frozen=True)
+class PromptStyle:
+    """How a question and its media become the user's turn and the gate's text.
+
+    Attributes:
+        gate: the gate's text of (question as it was given, user's turn).
+        before: what stands before the media.
+        extra_newlines: newlines between media and question, beyond the one, by the number of media.
+    """
+
+    gate: Callable[[str, str], str]
+    before: str = ""
+    extra_newlines: Callable[[int], int] = lambda media: 0
+
+
+def _as_given(question: str, turn: str) -> str:
+    return question
+
+
+def _without_tags(question: str, turn: str) -> str:
+    return strip_media_tags(question)
+
+
+def _turn_in_one_line(question: str, turn: str) -> str:
+    return re.sub(f"{IMAGE_TOKEN}|{VIDEO_TOKEN}|\n", "", turn)
+
+
+# `native` is what is trained here. The authors' SFT moves the tags of its data to the front one by one, and each
+# leaves its newline behind; the gate reads the whole turn, of which they forget to take <audio> out. Their GRPO renders
+# the clip a second time, by Qwen2-VL's template. Their inference gives the gate the tags that the data holds (and
+# doubles them in the prompt, which no style does here).
+PROMPT_STYLES = {
+    "native": PromptStyle(gate=_without_tags),
+    "authors_sft": PromptStyle(gate=_turn_in_one_line, extra_newlines=lambda media: 2 * max(media - 1, 0)),
+    "authors_grpo": PromptStyle(gate=_without_tags, before="<|vision_start|><|video_pad|><|vision_end|>"),
+    "authors_inference": PromptStyle(gate=_as_given),
+}
+
+
+def user_content(question: str, modality: str = "video_audio", style: str = "native") -> str:
     """What the user says: the wrapped placeholders of the modality, then the question.
 
     Tags already in the question are not doubled.
 
     Raises:
-        ValueError: for an unknown modality.
+        ValueError: for an unknown modality or style.
     """
     if modality not in MODALITIES:
         raise ValueError(f"modality is {modality!r}; known are {', '.join(MODALITIES)}")
-    return "".join(_WRAPPED[kind] for kind in MODALITIES[modality]) + strip_media_tags(question)
+    require_style(style)
+    media = [_WRAPPED[kind] + "\n" for kind in MODALITIES[modality]]
+    newlines = "\n" * PROMPT_STYLES[style].extra_newlines(len(media))
+    return PROMPT_STYLES[style].before + "".join(media) + newlines + strip_media_tags(question)
+
+
+def gate_text(question: str, modality: str = "video_audio", style: str = "native") -> str:
+    """What the gate's BERT reads of a question; raises as :func:`user_content`."""
+    turn = user_content(question, modality, style)
+    return PROMPT_STYLES[style].gate(question, turn)
+
+
+def require_style(style: str) -> None:
+    """Checks the name of a style.
+
+    Raises:
+        ValueError: when it is no key of :data:`PROMPT_STYLES`.
+    """
+    if style not in PROMPT_STYLES:
+        raise ValueError(f"prompt_style is {style!r}; known are {', '.join(PROMPT_STYLES)}")
 
 
 def conversation(question: str, video: str | None = None, modality: str = "video_audio") -> list[dict[str, Any]]:

@@ -5,7 +5,9 @@
 
 The paths in the checkpoint's config.json are not looked at. SigLIP, Whisper and BERT are recognised by their tensors'
 shapes when they are the published ones; --vision_tower and --audio_tower are needed when the checkpoint holds no tower
-weights, and --bert for the gate's tokenizer. Memory: the model and one shard (or one mapped .bin file).
+weights, and --bert for the gate's tokenizer. The folder remembers how its model is asked: by default as the authors'
+inference program asks (--prompt_style, --frame_fit), with which published numbers were measured. Memory: the model and
+one shard (or one mapped .bin file).
 """
 
 import argparse
@@ -14,6 +16,8 @@ import sys
 from pathlib import Path
 
 from humanomni.conversion import convert, to_legacy, verify
+from humanomni.processing import FRAME_FITS
+from humanomni.prompts import PROMPT_STYLES
 from humanomni.weight_files import ConversionError
 
 logger = logging.getLogger("convert_checkpoint")
@@ -28,7 +32,15 @@ def main() -> None:
             count = to_legacy(args.to_legacy, args.output, args.base)
             logger.info("wrote %d tensors under the authors' names into %s", count, args.output)
             return
-        report = convert(args.legacy, args.output, args.vision_tower, args.audio_tower, args.bert)
+        report = convert(
+            args.legacy,
+            args.output,
+            args.vision_tower,
+            args.audio_tower,
+            args.bert,
+            prompt_style=args.prompt_style,
+            frame_fit=args.frame_fit,
+        )
         if args.verify:
             count = verify(args.output, args.legacy, report)
             logger.info("verified: %d tensors are loaded with the checkpoint's values", count)
@@ -45,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vision_tower", type=Path, help="SigLIP's folder; its weights win over the checkpoint's")
     parser.add_argument("--audio_tower", type=Path, help="Whisper's folder; its weights win over the checkpoint's")
     parser.add_argument("--bert", type=Path, help="folder of bert-base-uncased, for the gate's tokenizer")
+    parser.add_argument("--prompt_style", choices=tuple(PROMPT_STYLES), default="authors_inference")
+    parser.add_argument("--frame_fit", choices=FRAME_FITS, default="squash", help="how frames become square")
     parser.add_argument("--verify", action="store_true", help="load the result and compare every tensor")
     parser.add_argument("--base", type=Path, help="with --to_legacy: the converted folder that training started from")
     return parser

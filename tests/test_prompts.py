@@ -1,0 +1,74 @@
+"""The prompts' styles: ours, and the authors' three as their golden data shows them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from humanomni.processing import HumanOmniProcessor
+from humanomni.prompts import EMOTION_QUESTION, MODALITIES, PROMPT_STYLES, gate_text, user_content
+
+STYLES = sorted(PROMPT_STYLES)
+MEDIA = "<vi_start><video><vi_end>\n<au_start><audio><au_end>\n"
+
+
+@pytest.mark.parametrize(
+    ("style", "content", "gate"),
+    [
+        ("native", f"{MEDIA}Why?", "Why?"),
+        ("authors_inference", f"{MEDIA}Why?", "Why?"),
+        ("authors_sft", f"{MEDIA}\n\nWhy?", "<vi_start><vi_end><au_start><audio><au_end>Why?"),
+        ("authors_grpo", f"<|vision_start|><|video_pad|><|vision_end|>{MEDIA}Why?", "Why?"),
+    ],
+)
+def test_styles(style: str, content: str, gate: str) -> None:
+    assert user_content("Why?", style=style) == content
+    assert user_content("<video>\n<audio>\nWhy?", style=style) == content
+    assert gate_text("Why?", style=style) == gate
+    tagged = gate_text("<video>\nWhy?", style=style)
+    assert tagged == ("<video>\nWhy?" if style == "authors_inference" else gate)
+
+
+@given(
+    question=st.text(max_size=40),
+    tags=st.lists(st.sampled_from(["<video>", "<audio>", "<image>", "\n"]), max_size=5),
+    modality=st.sampled_from(sorted(MODALITIES)),
+    style=st.sampled_from(STYLES),
+)
+def test_every_medium_stands_once_in_its_order(question: str, tags: list[str], modality: str, style: str) -> None:
+    content = user_content("".join(tags) + question, modality, style)
+    positions = [content.find(f"<{kind}>") for kind in MODALITIES[modality]]
+    assert positions == sorted(positions)
+    for kind in ("video", "audio", "image"):
+        assert content.count(f"<{kind}>") == (kind in MODALITIES[modality])
+
+
+def test_a_folder_remembers_its_style(golden_checkpoint: Path, tmp_path: Path) -> None:
+    processor = HumanOmniProcessor.from_pretrained(golden_checkpoint)
+    assert processor.prompt_style == "native"
+    processor.prompt_style = "authors_grpo"
+    processor.save_pretrained(tmp_path)
+    again = HumanOmniProcessor.from_pretrained(tmp_path)
+    assert "<|video_pad|>" in again.prompt(EMOTION_QUESTION)
+
+
+def test_an_unknown_style_is_named() -> None:
+    with pytest.raises(ValueError, match="'polite'.*authors_sft"):
+        user_content("Why?", style="polite")
+
+
+def test_the_authors_own_prompts(golden_checkpoint: Path, shared_dir: Path) -> None:
+    folder = shared_dir / "golden/golden/small-A"
+    processor = HumanOmniProcessor.from_pretrained(golden_checkpoint)
+    grpo = json.loads((folder / "grpo.json").read_text())
+    processor.prompt_style = "authors_grpo"
+    assert processor.prompt(EMOTION_QUESTION) == grpo["prompt"]
+    assert gate_text(EMOTION_QUESTION, style="authors_grpo") == grpo["bert_text"]
+    sft = json.loads((folder / "sft.json").read_text())
+    for record, sample in zip(sft["records"], sft["samples"], strict=True):
+        assert gate_text(record["conversations"][0]["value"], style="authors_sft") == sample["bert_text"]
+    for case in json.loads((folder / "clip_01.json").read_text())["cases"].values():
+        # Their inference gives the gate what the data holds, tags included.
+        assert gate_text(case["instruct"], style="authors_inference") == case["bert_text"]
