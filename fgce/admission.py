@@ -9,12 +9,20 @@ _SMOOTHING = 0.2  # weight of the newest request's time in the running mean
 _LONGEST_WAIT = 30
 
 
-class OverloadedError(Exception):
-    """The queue is full; `retry_after` says when to come back, in whole seconds."""
+class RefusedError(Exception):
+    """The server takes no request now; `retry_after` says when to come back, in whole seconds."""
 
-    def __init__(self, waiting: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} explanations are waiting already; come back in {retry_after} s")
+    def __init__(self, detail: str, retry_after: int) -> None:
+        super().__init__(f"{detail}; come back in {retry_after} s")
         self.retry_after = retry_after
+
+
+class OverloadedError(RefusedError):
+    """The queue is full."""
+
+
+class UnavailableError(RefusedError):
+    """The judge is not ready, or the server is about to stop."""
 
 
 class Admission:
@@ -36,7 +44,8 @@ class Admission:
             OverloadedError: there are not as many left.
         """
         if self.waiting and self.waiting + explanations > self.capacity:
-            raise OverloadedError(self.waiting, min(_LONGEST_WAIT, math.ceil(self._seconds)))
+            retry_after = min(_LONGEST_WAIT, math.ceil(self._seconds))
+            raise OverloadedError(f"{self.waiting} explanations are waiting already", retry_after)
         self.waiting += explanations
         start = time.monotonic()
         try:

@@ -41,23 +41,27 @@ class CanaryReport(BaseModel):
 
 
 class Canaries:
-    """Scores the canaries, at most once in `every` seconds, and remembers their first scores."""
+    """Scores the canaries and remembers their first scores; `last` is the newest report."""
 
-    def __init__(self, scorer: Scorer, every: float) -> None:
+    def __init__(self, scorer: Scorer) -> None:
+        self.last: CanaryReport | None = None
         self._scorer = scorer
-        self._every = every
         self._first: dict[str, float | None] = {}
-        self._last: CanaryReport | None = None
         self._checked = 0.0
         self._lock = asyncio.Lock()
 
-    async def check(self) -> CanaryReport:
-        """The state of the judge; probes that come close together share one answer."""
+    async def check(self, max_age: float) -> CanaryReport:
+        """The state of the judge, not older than `max_age` seconds: probes that come close together share an answer."""
         async with self._lock:
-            if self._last is None or time.monotonic() - self._checked > self._every:
-                self._last = await self._score()
+            if self.last is None or time.monotonic() - self._checked > max_age:
+                report = await self._score()
+                if not report.ready and (self.last is None or self.last.ready):
+                    logger.error("the judge is not ready: %s", report.reasons)
+                elif report.ready and self.last and not self.last.ready:
+                    logger.info("the judge is ready again")
+                self.last = report
                 self._checked = time.monotonic()
-            return self._last
+            return self.last
 
     async def _score(self) -> CanaryReport:
         results = await asyncio.gather(*(self._scorer.score_afresh(item) for item in CANARIES))

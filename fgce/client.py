@@ -126,8 +126,13 @@ class FgceClient:
             detail = "every server failed again and again; none is asked until it has cooled down"
             raise AttemptError(MissingReason.UNREACHABLE, detail, final=True)
         tried.append(endpoint)
-        with self._endpoints.using(endpoint):
-            return await self._ask(http, endpoint.url, body, request)
+        try:
+            with self._endpoints.using(endpoint):
+                return await self._ask(http, endpoint.url, body, request)
+        except AttemptError as error:
+            if any(other.available for other in self._endpoints.all if other not in tried):
+                error.retry_after = None  # that server's wish; another one may have time
+            raise
 
     async def _ask(self, http: httpx.AsyncClient, url: str, body: str, request: ScoreRequest) -> ScoreResponse:
         try:

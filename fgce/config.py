@@ -35,8 +35,9 @@ class FgceConfig(BaseModel):
     """Everything that `python -m fgce` can be told.
 
     `timeout` is in seconds and bounds a request: sentences without an answer by then are missing. Above
-    `max_missing_share` of missing sentences an explanation is missing. `cache` and `audit` are files; without them
-    nothing is kept. The bearer token comes from the environment, so that it is in no file and no process list.
+    `max_missing_share` of missing sentences an explanation is missing. A server scores its canaries when it starts and
+    every `canary_every` seconds. `cache` and `audit` are files; without them nothing is kept. The bearer token comes
+    from the environment, so that it is in no file and no process list.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -45,6 +46,7 @@ class FgceConfig(BaseModel):
     splitter: SplitterName = "sentencex"
     max_missing_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     timeout: Annotated[float, Field(gt=0)] = 100.0
+    canary_every: Annotated[float, Field(gt=0)] = 60.0
     cache: Path | None = None
     audit: Path | None = None
     host: str = "127.0.0.1"

@@ -26,6 +26,10 @@ class Metrics:
         self._canary = Gauge(
             "fgce_canary_score", "S_coh of the canaries at the last check", ["canary"], registry=self.registry
         )
+        self._drifted = Gauge(
+            "fgce_canary_drifted", "1 where a canary's score is not its first", ["canary"], registry=self.registry
+        )
+        self._ready = Gauge("fgce_ready", "1 where the judge scored the canaries", registry=self.registry)
         depth = Gauge("fgce_queue_depth", "Explanations being scored", registry=self.registry)
         depth.set_function(queue_depth)
 
@@ -41,6 +45,8 @@ class Metrics:
         """Keeps the canaries' scores."""
         for name, score in report.scores.items():
             self._canary.labels(name).set(float("nan") if score is None else score)
+            self._drifted.labels(name).set(name in report.drifted)
+        self._ready.set(report.ready)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

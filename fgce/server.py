@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -12,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from fgce.admission import OverloadedError
+from fgce.admission import OverloadedError, RefusedError
 from fgce.canary import CanaryReport
 from fgce.config import FgceConfig
 from fgce.middleware import BearerToken, BodyLimit, Measured
@@ -23,6 +24,7 @@ from fgce.wire import FunctionEvalRequest, to_wire
 logger = logging.getLogger(__name__)
 
 _CLIENT_GONE = 499  # nobody reads it; for the request counts
+_DRAIN_POLL = 0.05  # seconds
 
 
 def create_app(config: FgceConfig, service: ScoringService) -> FastAPI:
@@ -34,7 +36,10 @@ def create_app(config: FgceConfig, service: ScoringService) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        canaries = asyncio.create_task(service.watch(config.canary_every))
         yield
+        canaries.cancel()
+        await asyncio.wait([canaries])
         await service.aclose()
 
     rubric = service.scorer.rubric
@@ -45,7 +50,7 @@ def create_app(config: FgceConfig, service: ScoringService) -> FastAPI:
     if config.token:
         app.add_middleware(BearerToken, token=config.token)
     app.add_middleware(Measured, metrics=service.metrics)
-    app.add_exception_handler(OverloadedError, _too_many_requests)
+    app.add_exception_handler(RefusedError, _come_back)
     app.add_exception_handler(RequestValidationError, _unprocessable)
 
     @app.post("/v1/score", response_model=ScoreResponse)
@@ -97,12 +102,13 @@ def create_app(config: FgceConfig, service: ScoringService) -> FastAPI:
 
 
 def serve(config: FgceConfig) -> None:
-    """Runs the server until SIGINT or SIGTERM; it then takes no more requests and finishes those that it has.
+    """Runs the server until SIGINT or SIGTERM; it then answers those requests that it has, and 503 to others.
 
     Raises:
         ConfigError, RubricError, CacheError, AuditError: the configuration is unusable.
     """
-    app = create_app(config, make_service(config))
+    service = make_service(config)
+    app = create_app(config, service)
     settings = uvicorn.Config(
         app,
         host=config.host,
@@ -111,17 +117,29 @@ def serve(config: FgceConfig) -> None:
         access_log=False,
         timeout_graceful_shutdown=round(config.timeout) + 5,
     )
-    asyncio.run(_Server(settings).serve())
+    asyncio.run(_Server(settings, service).serve())
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does, whatever port it was given."""
+    """Says where it listens once it does, whatever port it was given, and listens on while it drains."""
+
+    def __init__(self, config: uvicorn.Config, service: ScoringService) -> None:
+        super().__init__(config)
+        self._service = service
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             logger.info("FG-CE ready at http://%s:%d", host, port)
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+        # A port that is closed at once would tell clients of a dead server rather than of one to come back to.
+        self._service.drain()
+        give_up = time.monotonic() + self._service.scorer.timeout
+        while self._service.admission.waiting and not self.force_exit and time.monotonic() < give_up:
+            await asyncio.sleep(_DRAIN_POLL)
+        await super().shutdown(sockets)
 
 
 async def _unless_gone(http: Request, scoring: Coroutine[Any, Any, ScoreResponse]) -> ScoreResponse | None:
@@ -149,10 +167,11 @@ def _too_large(detail: str) -> JSONResponse:
     return JSONResponse({"detail": detail}, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
 
-async def _too_many_requests(http: Request, error: Exception) -> Response:
-    assert isinstance(error, OverloadedError)
-    headers = {"Retry-After": str(error.retry_after)}
-    return JSONResponse({"detail": str(error)}, HTTPStatus.TOO_MANY_REQUESTS, headers)
+async def _come_back(http: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    overloaded = isinstance(error, OverloadedError)
+    status = HTTPStatus.TOO_MANY_REQUESTS if overloaded else HTTPStatus.SERVICE_UNAVAILABLE
+    return JSONResponse({"detail": str(error)}, status, {"Retry-After": str(error.retry_after)})
 
 
 async def _unprocessable(http: Request, error: Exception) -> Response:

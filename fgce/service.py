@@ -1,11 +1,12 @@
 """What a server does with a request, whatever endpoint it came by: queue, score, count, log."""
 
+import asyncio
 import logging
 import time
 import uuid
 from typing import Any
 
-from fgce.admission import Admission
+from fgce.admission import Admission, UnavailableError
 from fgce.audit import AuditLog
 from fgce.cache import ScoreCache
 from fgce.canary import Canaries, CanaryReport
@@ -19,6 +20,8 @@ from fgce.sentences import SPLITTERS
 
 logger = logging.getLogger(__name__)
 
+_RECHECK = 2  # seconds until a judge that is not ready is asked again, and a refused client may come back
+
 
 class ScoringService:
     """A scorer with a bounded queue, canaries, metrics and an audit log.
@@ -27,24 +30,29 @@ class ScoringService:
         scorer: what scores.
         queue: explanations that may be in work at once.
         audit: where every answer is logged.
-        canary_every: seconds for which a readiness probe's answer holds.
+        probe_holds: seconds for which a readiness probe's answer holds.
     """
 
-    def __init__(
-        self, scorer: Scorer, *, queue: int, audit: AuditLog | None = None, canary_every: float = 10.0
-    ) -> None:
+    def __init__(self, scorer: Scorer, *, queue: int, audit: AuditLog | None = None, probe_holds: float = 10.0) -> None:
         self.scorer = scorer
         self.admission = Admission(queue)
         self.metrics = Metrics(queue_depth=lambda: self.admission.waiting)
-        self._canaries = Canaries(scorer, canary_every)
+        self._canaries = Canaries(scorer)
+        self._probe_holds = probe_holds
         self._audit = audit
+        self._draining = False
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """Scores a request.
 
         Raises:
             OverloadedError: the queue is full.
+            UnavailableError: the judge did not score the canaries last time, or the server is about to stop.
         """
+        if self._draining:
+            raise UnavailableError("the server is about to stop", _RECHECK)
+        if self._canaries.last and not self._canaries.last.ready:
+            raise UnavailableError(f"the judge is not ready: {self._canaries.last.reasons}", _RECHECK)
         start = time.monotonic()
         with self.admission.admit(len(request.items)):
             response = await self.scorer.score(request)
@@ -58,8 +66,25 @@ class ScoringService:
         return response
 
     async def readiness(self) -> CanaryReport:
-        """Whether the judge answers, shown by the canaries."""
-        report = await self._canaries.check()
+        """Whether requests are taken: the judge answers, shown by the canaries, and the server is not draining."""
+        report = await self._check_canaries(self._probe_holds)
+        if self._draining:
+            return report.model_copy(update={"ready": False, "reasons": {"server": "about to stop"}})
+        return report
+
+    async def watch(self, every: float) -> None:
+        """Scores the canaries now and every `every` seconds, more often while the judge is not ready."""
+        while True:
+            report = await self._check_canaries(max_age=0)
+            await asyncio.sleep(every if report.ready else min(every, _RECHECK))
+
+    def drain(self) -> None:
+        """Refuses requests from now on; those accepted before go on."""
+        self._draining = True
+        logger.info("stopping: no more requests are taken, %d explanations are in work", self.admission.waiting)
+
+    async def _check_canaries(self, max_age: float) -> CanaryReport:
+        report = await self._canaries.check(max_age)
         self.metrics.note_canaries(report)
         return report
 

@@ -74,6 +74,13 @@ def check(results: list[ExplanationScore], items: list[ScoreItem], truth: dict[s
     return whole
 
 
+async def after_canaries(url: str, fake: FakeOpenAI) -> None:
+    """Waits for those that a server scores when it starts, and forgets their requests."""
+    async with httpx.AsyncClient(base_url=url) as http:
+        assert (await http.get("/readyz")).status_code == 200
+    fake.bodies.clear()
+
+
 async def test_a_judge_that_fails_in_every_way(fake: FakeOpenAI, truth: dict[str, ExplanationScore]):
     dice = random.Random(0)
 
@@ -127,20 +134,27 @@ async def test_the_server_is_killed_and_comes_back(tmp_path: Path, truth: dict[s
 
 
 async def test_sigterm_lets_the_server_finish_what_it_has(fake: FakeOpenAI, truth: dict[str, ExplanationScore]):
-    fake.delay = 0.5
     with server_process(*judge_settings(fake)) as (url, process):
+        await after_canaries(url, fake)
+        fake.delay = 0.5
         scoring = asyncio.create_task(FgceClient(url).score(ITEMS[:8]))
         while not fake.bodies:
             await asyncio.sleep(0.02)
         process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.2)
+        late = (await FgceClient(url, attempts=1).score(ITEMS[8:9])).results[0]
+        assert (late.reason, "HTTP 503" in str(late.detail)) == ("overloaded", True)
+        async with httpx.AsyncClient(base_url=url) as http:
+            assert (await http.get("/readyz")).json()["reasons"] == {"server": "about to stop"}
         assert check((await scoring).results, ITEMS[:8], truth) == 8
         assert await asyncio.to_thread(process.wait, 10) == -signal.SIGTERM  # passed on once all is done
         assert (await FgceClient(url, attempts=1).score(ITEMS[:1])).results[0].reason == "unreachable"
 
 
 async def test_a_client_that_goes_away_stops_costing(fake: FakeOpenAI):
-    fake.delay = 0.3
     with server_process(*judge_settings(fake, "judge.concurrency=2")) as (url, _):
+        await after_canaries(url, fake)
+        fake.delay = 0.3
         await FgceClient(url, deadline=0.5, attempts=1).score(ITEMS[:20])
         await asyncio.sleep(0.5)
         asked = len(fake.bodies)

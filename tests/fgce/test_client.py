@@ -142,6 +142,21 @@ async def test_another_server_answers_for_a_dead_one():
     assert asked.count("dead") == 5  # then it is left alone
 
 
+@pytest.mark.parametrize("status", [429, 503])
+async def test_another_server_is_asked_at_once_where_one_is_busy_draining_or_not_ready(status: int):
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        busy = request.url.host == "busy"
+        return httpx.Response(status, headers={"Retry-After": "30"}) if busy else httpx.Response(200, json=GOOD)
+
+    start = time.monotonic()
+    two = FgceClient("http://busy,http://free", transport=httpx.MockTransport(answer))
+    assert (await two.score(ITEMS)).results[0].score == 5
+    assert (asked, time.monotonic() - start < 5) == (["busy", "free"], True)
+
+
 async def test_a_server_that_keeps_failing_is_left_alone_until_it_has_cooled_down(monkeypatch: pytest.MonkeyPatch):
     now = [100.0]
     monkeypatch.setattr("fgce.endpoints.time", SimpleNamespace(monotonic=lambda: now[0]))

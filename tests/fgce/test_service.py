@@ -22,15 +22,19 @@ ITEM = {"id": "a", "explanation": "One. Two.", "predicted_emotion": "sad"}
 
 @asynccontextmanager
 async def app(
-    judge: FakeJudge, audit: Path | None = None, canary_every: float = 0.0, **settings
+    judge: FakeJudge, audit: Path | None = None, probe_holds: float = 0.0, **settings
 ) -> AsyncIterator[httpx.AsyncClient]:
     config = FgceConfig(**settings)
     scorer = Scorer(judge, load_rubric(), max_sentences=config.limits.sentences)
     log = AuditLog(audit) if audit else None
-    service = ScoringService(scorer, queue=config.limits.queue, audit=log, canary_every=canary_every)
-    transport = httpx.ASGITransport(create_app(config, service))
-    async with httpx.AsyncClient(transport=transport, base_url="http://fgce") as http:
-        yield http
+    service = ScoringService(scorer, queue=config.limits.queue, audit=log, probe_holds=probe_holds)
+    server = create_app(config, service)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://fgce") as http:
+        if "canary_every" not in settings:
+            yield http
+            return
+        async with server.router.lifespan_context(server):
+            yield http
 
 
 def items(count: int, name: Callable[[int], str] = str) -> dict:
@@ -132,9 +136,48 @@ async def test_a_judge_that_changes_its_mind_is_reported():
         assert 'fgce_canary_score{canary="coherent"} 2.0' in (await http.get("/metrics")).text
 
 
+async def test_a_judge_that_is_not_ready_answers_503_with_retry_after_until_it_is():
+    judge = FakeJudge()
+    async with app(judge) as http:
+        judge.dead = True
+        await http.get("/readyz")
+        refused = await http.post("/v1/score", json=items(1))
+        assert (refused.status_code, int(refused.headers["Retry-After"]) > 0) == (503, True)
+        assert "the judge is not ready" in refused.json()["detail"]
+        batch = {"explanation_sentence_batch": ["One."], "predicted_emotion": "sad"}
+        assert (await http.post("/function_eval", json=batch)).status_code == 503
+        assert "fgce_ready 0.0" in (await http.get("/metrics")).text
+        judge.dead = False
+        await http.get("/readyz")
+        assert (await http.post("/v1/score", json=items(1))).status_code == 200
+
+
+async def test_canaries_are_scored_by_the_clock_and_drift_is_in_metrics_and_log(caplog: pytest.LogCaptureFixture):
+    judge = FakeJudge()
+    async with app(judge, canary_every=0.05) as http:
+        await asyncio.sleep(0.2)
+        assert len(judge.asked) >= 2 * (4 + 4 + 3)
+        metrics = (await http.get("/metrics")).text
+        assert "fgce_ready 1.0" in metrics
+        assert 'fgce_canary_drifted{canary="coherent"} 0.0' in metrics
+        judge.score = lambda sentence: 2
+        await asyncio.sleep(0.2)
+        assert 'fgce_canary_drifted{canary="coherent"} 1.0' in (await http.get("/metrics")).text
+        assert "the judge has drifted" in caplog.text
+        judge.dead = True
+        await asyncio.sleep(0.2)
+        assert (await http.post("/v1/score", json=items(1))).status_code == 503
+        judge.dead = False
+        await asyncio.sleep(0.2)
+        assert (await http.post("/v1/score", json=items(1))).status_code == 200
+    asked = len(judge.asked)
+    await asyncio.sleep(0.1)
+    assert len(judge.asked) == asked
+
+
 async def test_probes_that_come_close_together_share_one_answer():
     judge = FakeJudge()
-    async with app(judge, canary_every=60) as http:
+    async with app(judge, probe_holds=60) as http:
         for _ in range(3):
             assert (await http.get("/readyz")).status_code == 200
     assert len(judge.asked) == 4 + 4 + 3  # the sentences of the canaries, once

@@ -82,6 +82,7 @@ def test_a_killed_engine_turns_readiness_red_and_a_restart_recovers(model: Path)
         assert httpx.get(f"{url}/readyz").status_code == 503
         assert httpx.get(f"{url}/healthz").status_code == 200
         results = FgceClient(url).score_sync(ITEMS[:3]).results
-        assert {(result.status, result.reason) for result in results} == {("missing", "judge_error")}
+        assert {(result.status, result.reason) for result in results} == {("missing", "overloaded")}
+        assert "the judge is not ready" in str(results[0].detail)
     with server_process(*settings(model, "fast")) as (url, _):
         assert {result.status for result in FgceClient(url).score_sync(ITEMS[:3]).results} == {"ok"}
