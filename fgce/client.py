@@ -106,7 +106,7 @@ class FgceClient:
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, AttemptError) and not error.final),
+            retry=tenacity.retry_if_exception(_worth_retrying),
             stop=tenacity.stop_after_attempt(self.attempts),
             wait=_wait,
             reraise=True,

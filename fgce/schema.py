@@ -60,6 +60,15 @@ class _Strict(BaseModel):
 class ScoreItem(_Strict):
     """One explanation to score: its text, or its sentences where the caller has split it already."""
 
+    # The OpenAPI schema says what the validator below checks.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["explanation"], "properties": {"explanation": {"type": "string"}}},
+                {"required": ["sentences"], "properties": {"sentences": {"type": "array"}}},
+            ]
+        }
+    )
     id: Text
     explanation: Text | None = None
     sentences: list[Text] | None = None
