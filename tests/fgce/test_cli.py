@@ -83,6 +83,8 @@ def test_every_shipped_configuration_is_valid(repo: Path):
         ({"video": "v.mp4", "gt": "anger", "pred": "anger", "think_text": "She is angry.", "raw_response": "..."}, 5),
         ({"output": "<think>She is angry.</think>\n<answer>happy</answer>"}, 1),
         ({"explanation": "She is angry.", "predicted_emotion": "angry"}, 5),
+        ({"reasoning": "She is angry.", "prediction": "angry"}, 5),
+        ({"rationale": "She is angry.", "emotion": "happy"}, 1),
     ],
 )
 def test_outputs_of_known_programs_are_recognised(tmp_path: Path, record: dict, score: int):
