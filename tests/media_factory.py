@@ -4,8 +4,10 @@ A frame shows its number as black and white blocks, so that a test can read back
 is a row of chirps, no two alike nearby, so that a test can measure by how much a waveform is shifted.
 """
 
+import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -76,7 +78,7 @@ def write_clip(
         options: of the container.
     """
     images = [counter_frame(i) for i in range(frames)] if isinstance(frames, int) else frames
-    with av.open(str(path), "w", options=options or {}) as container:
+    with _same_scheduling(), av.open(str(path), "w", options=options or {}) as container:
         video = container.add_stream(codec, rate=fps, options=codec_options or {}) if codec else None
         audio = container.add_stream(sound, rate=sound_rate, layout="mono") if sound else None
         if video is not None:
@@ -90,6 +92,17 @@ def write_clip(
         if audio is not None:
             _write_sound(container, audio, chirps(seconds, sound_rate), round(sound_at * sound_rate))
     return path
+
+
+@contextmanager
+def _same_scheduling() -> Iterator[None]:
+    """SVT-AV1 makes the thread that calls it real-time where it may, as root. Every later child of this process would
+    inherit that, and its spinning workers would starve the machine."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def _write_sound(container: OutputContainer, stream: AudioStream, wave: np.ndarray, first: int) -> None:

@@ -117,6 +117,7 @@ def test_every_record_is_predicted_or_listed_as_failed(straight: Run, records: l
 @pytest.mark.slow
 def test_interrupted_killed_and_continued_by_two_ranks_equals_a_straight_run(straight: Run, tmp_path: Path) -> None:
     """Slow because it is five processes that import torch, and only real processes can be killed."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits "ignored"
     interrupted = straight.start(tmp_path, "--batch_size", "1")
     wait_for_lines(interrupted, tmp_path, 4)
     interrupted.send_signal(signal.SIGINT)
