@@ -97,6 +97,10 @@ class HumanOmniProcessor(ProcessorMixin):
         if self.frame_fit == "pad":
             colour = tuple(int(255 * mean) for mean in self.image_processor.image_mean)
             images = [_pad_to_square(image, colour) for image in images]
+        # Width before height, as Pillow always did when the published models were trained; Pillow 13 takes the cheaper
+        # order, which differs by up to 19 levels on narrow images.
+        width, resample = self.image_processor.size["width"], self.image_processor.resample
+        images = [image.resize((width, image.height), resample) for image in images]
         resized = self.image_processor(images=images, do_rescale=False, do_normalize=False, return_tensors="pt")
         return resized["pixel_values"].to(torch.uint8)
 

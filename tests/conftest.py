@@ -31,11 +31,11 @@ def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     golden, output = REPO / "tests/data/golden", tmp_path_factory.mktemp("golden") / "native"
     convert(
-        golden / "checkpoint",
+        golden / "checkpoints/humanomni-tiny-small-A",
         output,
-        vision_tower=golden / "siglip",
-        audio_tower=golden / "whisper",
-        bert=golden / "bert",
+        vision_tower=golden / "components-A/siglip-tiny-small",
+        audio_tower=golden / "components-A/whisper-tiny",
+        bert=golden / "components-A/bert-tiny",
     )
     return output
 

@@ -22,7 +22,12 @@ from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.weight_files import ConversionError, save_shards
 
 DATA = Path(__file__).parent / "data/golden"
-TOWERS = {"vision_tower": DATA / "siglip", "audio_tower": DATA / "whisper", "bert": DATA / "bert"}
+CHECKPOINT = DATA / "checkpoints/humanomni-tiny-small-A"
+TOWERS = {
+    "vision_tower": DATA / "components-A/siglip-tiny-small",
+    "audio_tower": DATA / "components-A/whisper-tiny",
+    "bert": DATA / "components-A/bert-tiny",
+}
 NORM = "model.bert_model.embeddings.LayerNorm"
 VISION_BIAS = "model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.bias"
 
@@ -30,7 +35,7 @@ VISION_BIAS = "model.vision_tower.vision_tower.vision_model.embeddings.patch_emb
 @pytest.fixture
 def legacy(tmp_path: Path) -> Path:
     """A copy of the golden legacy checkpoint, for a test to change."""
-    return Path(shutil.copytree(DATA / "checkpoint", tmp_path / "legacy"))
+    return Path(shutil.copytree(CHECKPOINT, tmp_path / "legacy"))
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
@@ -51,8 +56,8 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 def test_there_and_back(golden_checkpoint: Path, tmp_path: Path) -> None:
     to_legacy(golden_checkpoint, tmp_path / "back")
-    assert same(tensors_of(tmp_path / "back"), tensors_of(DATA / "checkpoint"))
-    for file in (DATA / "checkpoint").glob("*.json"):
+    assert same(tensors_of(tmp_path / "back"), tensors_of(CHECKPOINT))
+    for file in (CHECKPOINT).glob("*.json"):
         assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
 
 
@@ -72,7 +77,7 @@ def test_what_was_trained_goes_back_with_its_base(golden_checkpoint: Path, tmp_p
     with pytest.raises(ConversionError, match="--base"):
         to_legacy(tmp_path / "trained", tmp_path / "back")
     to_legacy(tmp_path / "trained", tmp_path / "back", base=golden_checkpoint)
-    before, after = tensors_of(DATA / "checkpoint"), tensors_of(tmp_path / "back")
+    before, after = tensors_of(CHECKPOINT), tensors_of(tmp_path / "back")
     assert before.keys() == after.keys()
     assert [key for key in before if not torch.equal(before[key], after[key])] == ["model.bert_gate.0.bias"]
 

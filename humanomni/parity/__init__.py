@@ -1,0 +1,1 @@
+"""The authors' numbers beside ours: golden folders, what is compared, the table."""
