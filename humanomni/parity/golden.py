@@ -129,7 +129,7 @@ def checkpoint_of(folder: Path, root: Path) -> Path | None:
     Raises:
         ConversionError: when it cannot be told.
     """
-    if not any((folder / f"{name}.json").is_file() for name in ("synthetic", "sft", "grpo", "clip_01")):
+    if not any(list(folder.glob(f"{name}.json")) for name in ("synthetic", "sft", "grpo", "batch", "clip_*")):
         return None
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
