@@ -6,8 +6,8 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
-import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ BadLinePolicy = Literal["raise", "skip"]
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
-_MEDIA_TAG = re.compile(r"<(?:video|audio|image)>")
+_KEYS = {"id", "video", "conversations", "start", "end"}
 
 
 class RecordError(ValueError):
@@ -62,9 +62,10 @@ class Record:
     Attributes:
         id: unique in the file; the video's path where the data names none ("PATH#2" for its second record).
         video: the path as written; `resolve_video` finds the file.
-        question: the human turn without its media tags; the prompt adds them once.
+        question: the human turn as written; a prompt holds each media tag once, whether or not it stands here.
         target: the gpt turn: an SFT completion or a bare label; None in data without a truth.
         extra: the record's other keys (dataset, split, fold, provenance), kept as they are.
+        start, end: seconds between which the clip is meant; None is its beginning or its end.
     """
 
     id: str
@@ -72,6 +73,8 @@ class Record:
     question: str
     target: str | None
     extra: dict[str, Any] = field(default_factory=dict)
+    start: float | None = None
+    end: float | None = None
 
     @property
     def label(self) -> str | None:
@@ -101,9 +104,11 @@ class Record:
         return cls(
             id=str(identity),
             video=video,
-            question=_MEDIA_TAG.sub("", question).strip(),
+            question=question,
             target=_turn(line, turns, "gpt"),
-            extra={key: item for key, item in value.items() if key not in {"id", "video", "conversations"}},
+            extra={key: item for key, item in value.items() if key not in _KEYS},
+            start=_seconds(line, "start"),
+            end=_seconds(line, "end"),
         )
 
 
@@ -115,6 +120,15 @@ def _turn(line: Line, turns: list[dict[str, Any]], speaker: str) -> str | None:
                 raise RecordError(f'{line.where}: the {speaker} turn\'s "value" must be text, not {text!r}')
             return text
     return None
+
+
+def _seconds(line: Line, key: str) -> float | None:
+    value = line.value.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RecordError(f'{line.where}: "{key}" must be a number of seconds, not {value!r}')
+    return value
 
 
 def resolve_video(video: str, jsonl: Path, data_root: Path | None = None) -> Path:
