@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import logging
-import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ log = logging.getLogger(__name__)
 BadLinePolicy = Literal["raise", "skip"]
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 _BOM = b"\xef\xbb\xbf"
 _KEYS = {"id", "video", "conversations", "start", "end"}
 
@@ -126,7 +126,8 @@ def _seconds(line: Line, key: str) -> float | None:
     value = line.value.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # The bound keeps out NaN, infinity and integers that no float can hold.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
         raise RecordError(f'{line.where}: "{key}" must be a number of seconds, not {value!r}')
     return value
 
@@ -185,14 +186,21 @@ def read_jsonl(path: Path, on_bad: BadLinePolicy = "raise") -> Iterator[Line | B
         RecordError: a bad line under "raise"; under both policies an array that is no JSON.
     """
     with _open(path) as stream:
-        if stream.peek(4096).removeprefix(_BOM).lstrip().startswith(b"["):
-            entries = _array_entries(path, stream.read())
+        if _beginning_of(stream).removeprefix(_BOM).lstrip().startswith(b"["):
+            entries = _array_entries(path, stream)
         else:
             entries = _line_entries(path, stream)
         for entry in entries:
             if isinstance(entry, BadLine) and on_bad == "raise":
                 raise RecordError(f"{entry}; mend the line, or skip bad lines")
             yield entry
+
+
+def _beginning_of(stream: io.BufferedReader | gzip.GzipFile) -> bytes:
+    try:
+        return stream.peek(4096)
+    except _GZIP_DAMAGE:
+        return b""  # whoever reads on meets the damage and names the line
 
 
 def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
@@ -208,14 +216,14 @@ def _line_entries(path: Path, stream: Iterable[bytes]) -> Iterator[Line | BadLin
             text = raw.removeprefix(_BOM) if number == 1 else raw
             if text.strip():
                 yield _parse(path, number, text)
-    except (EOFError, zlib.error) as error:
+    except _GZIP_DAMAGE as error:
         yield BadLine(path, number + 1, f"the gzip stream is damaged from here on: {error}", "")
 
 
-def _array_entries(path: Path, raw: bytes) -> Iterator[Line | BadLine]:
+def _array_entries(path: Path, stream: io.BufferedReader | gzip.GzipFile) -> Iterator[Line | BadLine]:
     try:
-        values = json.loads(raw.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = json.loads(stream.read().decode("utf-8-sig"))
+    except (ValueError, RecursionError, *_GZIP_DAMAGE) as error:
         raise RecordError(f"{path}: begins like a JSON array but is none: {error}") from error
     for number, value in enumerate(values, start=1):
         yield _object(path, number, value, _beginning(value))
@@ -229,8 +237,8 @@ def _parse(path: Path, number: int, raw: bytes) -> Line | BadLine:
         return BadLine(path, number, f"not UTF-8 at byte {error.start}", beginning)
     except json.JSONDecodeError as error:
         return BadLine(path, number, f"not JSON: {error.msg} at column {error.colno}", beginning)
-    except RecursionError:
-        return BadLine(path, number, "not JSON that can be read: nested too deeply", beginning)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets in brackets
+        return BadLine(path, number, f"not JSON that can be read: {error}", beginning)
     return _object(path, number, value, beginning)
 
 

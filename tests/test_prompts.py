@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import EMOTION_QUESTION, MODALITIES, PROMPT_STYLES, Turn, gate_text, modality_of, user_content
@@ -29,20 +27,6 @@ def test_styles(style: str, content: str, gate: str) -> None:
     assert gate_text("Why?", style=style) == gate
     tagged = gate_text("<video>\nWhy?", style=style)
     assert tagged == ("<video>\nWhy?" if style == "authors_inference" else gate)
-
-
-@given(
-    question=st.text(max_size=40),
-    tags=st.lists(st.sampled_from(["<video>", "<audio>", "<image>", "\n"]), max_size=5),
-    modality=st.sampled_from(sorted(MODALITIES)),
-    style=st.sampled_from(STYLES),
-)
-def test_every_medium_stands_once_in_its_order(question: str, tags: list[str], modality: str, style: str) -> None:
-    content = user_content("".join(tags) + question, modality, style)
-    positions = [content.find(f"<{kind}>") for kind in MODALITIES[modality]]
-    assert positions == sorted(positions)
-    for kind in ("video", "audio", "image"):
-        assert content.count(f"<{kind}>") == (kind in MODALITIES[modality])
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
