@@ -1,4 +1,4 @@
-"""Damaged record files never hang or end a reader: each line is a record or a bad line, each file lines or one error."""
+"""Damaged record files never hang or end a reader: a line is a record or a bad line, a file its lines or one error."""
 
 import gzip
 import json
