@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from humanomni.loading import LoadError, LoadOptions, add_load_arguments
 from humanomni.prediction_shards import (
     JobError,
     PredictionJob,
@@ -43,7 +44,7 @@ def main() -> None:
         logger.info("--bert_path %s is not needed: a native model folder holds its BERT", arguments.bert_path)
     try:
         run(arguments, rank, world_size)
-    except (JobError, RecordError) as error:
+    except (JobError, LoadError, RecordError) as error:
         sys.exit(f"inference_batch: {error}")
     except OSError as error:
         if error.filename:
@@ -60,11 +61,13 @@ def run(arguments: argparse.Namespace, rank: int, world_size: int) -> None:
 
     Raises:
         JobError: the job cannot start.
+        LoadError: the model cannot be loaded as asked.
         RecordError: the input is no JSONL at all.
         OSError: a file is missing, or the output cannot be written.
     """
     inputs = read_inputs(arguments.input_jsonl)
-    job = PredictionJob(output_path(arguments), inputs, job_settings(arguments))
+    loading = LoadOptions.of(arguments, arguments.model_path).resolved()
+    job = PredictionJob(output_path(arguments), inputs, job_settings(arguments, loading))
     shard = job.open_shard(rank)
     if shard is None:
         logger.info("nothing is left to do: %s", job.summary())
@@ -81,7 +84,7 @@ def run(arguments: argparse.Namespace, rank: int, world_size: int) -> None:
                 case BadLine() as bad:
                     shard.add_failure(line, bad, RecordError.__name__, str(bad))
         if records:
-            predict_share(arguments, records, shard)
+            predict_share(arguments, loading, records, shard)
         missing = job.merge()
     if missing:
         logger.info("this process is done; %d records are with other ranks, the last of which merges", missing)
@@ -91,7 +94,9 @@ def run(arguments: argparse.Namespace, rank: int, world_size: int) -> None:
         logger.info(job.summary())
 
 
-def predict_share(arguments: argparse.Namespace, records: dict[int, Record], shard: Shard) -> None:
+def predict_share(
+    arguments: argparse.Namespace, loading: LoadOptions, records: dict[int, Record], shard: Shard
+) -> None:
     """Predicts this rank's records and writes each outcome to its shard at once."""
     # Here, because a finished job and a rank without work should not wait for torch and a model.
     from transformers.utils.logging import disable_progress_bar
@@ -103,12 +108,11 @@ def predict_share(arguments: argparse.Namespace, records: dict[int, Record], sha
         disable_progress_bar()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     predictor = Predictor(
-        arguments.model_path,
+        loading,
         modality=arguments.modal,
         early=arguments.early,
         max_new_tokens=arguments.max_new_tokens,
         device=arguments.device or pick_device(local_rank),
-        dtype=arguments.dtype,
     )
     items = (
         Item(line, record, resolve_video(record.video, arguments.input_jsonl, arguments.data_root))
@@ -139,19 +143,22 @@ def output_path(arguments: argparse.Namespace) -> Path:
     return output
 
 
-def job_settings(arguments: argparse.Namespace) -> dict[str, str | int | bool | None]:
+def job_settings(arguments: argparse.Namespace, loading: LoadOptions) -> dict[str, str | int | bool | None]:
     """All that decides the predictions: other settings never meet the same shards.
 
     Batch size, workers and the number of processes are not among them.
     """
     return {
-        "model": model_fingerprint(arguments.model_path),
+        "model": model_fingerprint(loading.model),
+        "adapter": model_fingerprint(loading.adapter) if loading.adapter else None,
         "input": file_fingerprint(arguments.input_jsonl),
         "data_root": str(arguments.data_root) if arguments.data_root else None,
         "modal": arguments.modal,
         "early": arguments.early,
         "max_new_tokens": arguments.max_new_tokens,
-        "dtype": arguments.dtype,
+        "dtype": loading.dtype,
+        "attention": loading.attention,
+        "quantize": loading.quantize,
     }
 
 
@@ -164,7 +171,7 @@ def _positive(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model_path", type=Path, required=True, help="native HumanOmni folder")
+    parser.add_argument("--model_path", type=Path, required=True, help="native HumanOmni folder, or a LoRA adapter's")
     parser.add_argument("--input_jsonl", type=Path, required=True, help="records; may be gzipped")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--data_root", type=Path, help="folder of relative clip paths (the input's)")
@@ -173,8 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_new_tokens", type=_positive, default=256, help="length of a response (%(default)s)")
     parser.add_argument("--batch_size", type=_positive, default=16, help="rows of a batch, a process (%(default)s)")
     parser.add_argument("--num_workers", type=_positive, default=4, help="threads that decode clips (%(default)s)")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
-    parser.add_argument("--device", help="as torch names it (a rank's own GPU; without one, cpu)")
+    add_load_arguments(parser)
     parser.add_argument("--bert_path", help="accepted for the commands of the authors' release, and not used")
     return parser
 

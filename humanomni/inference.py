@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from humanomni.completion import parse_completion
+from humanomni.loading import LoadOptions, load_model, load_processor
 from humanomni.media import MediaError
-from humanomni.modeling import HumanOmniForConditionalGeneration
-from humanomni.processing import HumanOmniProcessor
 from humanomni.records import Record
 from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
 
@@ -39,7 +38,7 @@ class Item:
 
     Attributes:
         line: its line number.
-        clip: its file.
+        clip: its file; the record's start and end say which part.
     """
 
     line: int
@@ -59,7 +58,7 @@ class Failure:
         return cls(type(error).__name__, str(error))
 
 
-def pick_device(local_rank: int) -> str:
+def pick_device(local_rank: int = 0) -> str:
     """A rank's own GPU, or the CPU."""
     return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
 
@@ -68,27 +67,28 @@ class Predictor:
     """A model that answers records.
 
     Args:
-        model_path: native HumanOmni folder.
+        loading: which model, and how it is loaded.
         modality: media in the prompt, a key of :data:`humanomni.prompts.MODALITIES`.
         early: force the empty explanation.
         max_new_tokens: tokens after which a response is cut.
         device: as torch names it.
-        dtype: as transformers names it; "auto" is the checkpoint's own.
+
+    Raises:
+        LoadError: the model cannot be loaded as asked.
     """
 
     def __init__(
         self,
-        model_path: Path,
+        loading: LoadOptions,
         modality: str = "video_audio",
         early: bool = False,
         max_new_tokens: int = 256,
         device: str = "cpu",
-        dtype: str = "auto",
     ) -> None:
         self.modality, self.early, self.max_new_tokens = modality, early, max_new_tokens
-        self.processor = HumanOmniProcessor.from_pretrained(model_path)
+        self.processor = load_processor(loading)
         # Any, because the annotations of transformers' generate() refuse the media inputs that it passes on.
-        self.model: Any = HumanOmniForConditionalGeneration.from_pretrained(model_path, dtype=dtype, device_map=device)
+        self.model: Any = load_model(loading, device)
         # Greedy; what else the checkpoint's generation_config.json asks for (end tokens, suppressed placeholders, a
         # repetition penalty) holds.
         self.model.generation_config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
@@ -120,7 +120,7 @@ class Predictor:
     ) -> Iterator[tuple[Item, "Future[TrainingClip]"]]:
         waiting: deque[tuple[Item, Future[TrainingClip]]] = deque()
         for item in items:
-            waiting.append((item, pool.submit(self._clips.load, item.clip)))
+            waiting.append((item, pool.submit(self._clips.load, item.clip, item.record.start, item.record.end)))
             if len(waiting) > ahead:
                 yield waiting.popleft()
         yield from waiting
@@ -149,7 +149,7 @@ class Predictor:
         prompts = [self.processor.prompt(question, self.modality) + ending for question in questions]
         inputs = self.processor.text_inputs(prompts) | batch_media([clip for _, clip in decoded], self.processor)
         if "pixel_values" in inputs:
-            inputs |= self.processor.gate_inputs(questions)
+            inputs |= self.processor.gate_inputs(questions, self.modality)
         return inputs
 
     def respond(self, inputs: Mapping[str, Tensor]) -> list[str | Failure]:

@@ -7,16 +7,17 @@ resizing and normalising frames is the processor's work, not this file's.
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from humanomni.media_audio import read_waveform
-from humanomni.media_container import MediaError
+from humanomni.media_container import MediaError, open_container, video_stream
 from humanomni.media_images import FOLDER_FPS, list_images, read_images
 from humanomni.media_timeline import Timeline, sample_frame_indices
 from humanomni.media_video import read_frames, scan_video
 
-__all__ = ["Clip", "MediaError", "load_clip", "sample_frame_indices"]
+__all__ = ["Clip", "MediaError", "kind_of", "load_clip", "sample_frame_indices"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,20 @@ def load_clip(
     if video:
         frames = read_frames(path, track, [part[i] for i in sample_frame_indices(len(part), num_frames)])
     return Clip(frames, waveform, track.timeline.fps, track.timeline.duration(part))
+
+
+def kind_of(path: Path) -> Literal["video", "image", "audio"]:
+    """What a file is by its content: a folder of frames and a moving picture are videos, sound alone is audio.
+
+    Raises:
+        MediaError: the file is missing, or no media file.
+    """
+    if not path.exists():
+        raise MediaError(path, "no such file or folder")
+    if list_images(path):
+        return "video" if path.is_dir() else "image"
+    with open_container(path) as container:
+        return "audio" if video_stream(container) is None else "video"
 
 
 def _time_range(start: float | None, end: float | None) -> tuple[float, float]:

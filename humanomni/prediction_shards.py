@@ -28,11 +28,9 @@ logger = logging.getLogger(__name__)
 
 # What decides a model's answers; a trainer leaves more in the folder, which must not make a job start afresh.
 _MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
+    "*config.json",
     "*.safetensors",
     "*.index.json",
-    "*processor_config.json",
     "*.jinja",
     "tokenizer*",
     "*_tokenizer/*",
@@ -79,16 +77,7 @@ def file_fingerprint(path: Path) -> str:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Tells models apart by the names, sizes and times of their files: weights are too large to be read for it.
-
-    Raises:
-        JobError: the folder holds no model.
-    """
-    if not (folder / "config.json").is_file():
-        raise JobError(
-            f"--model_path {folder} holds no config.json; give a native HumanOmni folder "
-            "(scripts/convert_checkpoint.py makes one of a published checkpoint)"
-        )
+    """Tells models apart by the names, sizes and times of their files: weights are too large to be read for it."""
     files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
     status = [(str(file.relative_to(folder)), file.stat()) for file in files]
     identity = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in status]

@@ -1,6 +1,8 @@
 """HumanOmni's processor: text, clips and gate text in, tensors out."""
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,15 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from humanomni.configuration import HumanOmniConfig
-from humanomni.media import Clip, load_clip
+from humanomni.media import Clip, MediaError, load_clip
 from humanomni.prompts import (
     AUDIO_TOKEN,
     IMAGE_TOKEN,
+    MODALITIES,
     VIDEO_TOKEN,
     gate_text,
+    modality_of,
     require_style,
-    strip_media_tags,
     user_content,
 )
 
@@ -80,16 +83,34 @@ class HumanOmniProcessor(ProcessorMixin):
             "gate_attention_mask",
         ]
 
-    def load_clip(self, path: str, video: bool = True, audio: bool = True) -> Clip:
-        """Decodes what this processor needs of a file; see :func:`humanomni.media.load_clip` for the errors."""
-        return load_clip(
+    def load_clip(
+        self, path: str | Path, modality: str = "video_audio", start: float | None = None, end: float | None = None
+    ) -> Clip:
+        """Decodes what a prompt of this modality shows of a file, or of its part between two seconds.
+
+        An image is one picture, the middle one of a video, in all T frames: the projector's tokens need T, and none of
+        them are made up.
+
+        Raises:
+            MediaError: as :func:`humanomni.media.load_clip`, and when pictures are asked for and there are none.
+        """
+        media = MODALITIES[modality]
+        pictures = "video" in media or "image" in media
+        clip = load_clip(
             path,
-            num_frames=self.num_frames,
+            num_frames=1 if "image" in media else self.num_frames,
             sampling_rate=self.feature_extractor.sampling_rate,
-            video=video,
-            audio=audio,
+            start=start,
+            end=end,
+            video=pictures,
+            audio="audio" in media,
             max_audio_seconds=self.feature_extractor.chunk_length,  # the mel holds no more
         )
+        if pictures and clip.frames is None:
+            raise MediaError(path, "holds no pictures; of sound alone the modality is audio")
+        if "image" in media and clip.frames is not None:
+            return dataclasses.replace(clip, frames=np.repeat(clip.frames, self.num_frames, axis=0))
+        return clip
 
     def resize(self, frames: np.ndarray) -> Tensor:
         """Frames uint8 [T, H, W, 3] -> uint8 [T, 3, S, S], squared as ``frame_fit`` says: what a cache keeps."""
@@ -158,7 +179,7 @@ class HumanOmniProcessor(ProcessorMixin):
         Args:
             text: prompts, each with at most one placeholder a medium (see :meth:`prompt`).
             clips: what the placeholders stand for; a clip without audio is silence.
-            gate_text: what the gate's BERT reads; the question without tags.
+            gate_text: questions, of which the gate's BERT reads what the style says.
             padding_side: left for generation, right for training.
 
         Returns:
@@ -174,7 +195,7 @@ class HumanOmniProcessor(ProcessorMixin):
             raise ValueError(f"{len(text)} texts, {len(clips)} clips and {len(gate_text)} gate texts")
         data = self.text_inputs(text, padding_side) | self.media_inputs(text, clips)
         if "pixel_values" in data:
-            data |= self.gate_inputs(gate_text)
+            data |= self.gate_inputs(gate_text, [modality_of(one) for one in text])
         return BatchFeature(data)
 
     def text_inputs(self, text: Sequence[str], padding_side: str = "left") -> dict[str, Tensor]:
@@ -201,9 +222,16 @@ class HumanOmniProcessor(ProcessorMixin):
         named = {"pixel_values": stack_rows(frames), "input_features": stack_rows(mels)}
         return {name: value for name, value in named.items() if value is not None}
 
-    def gate_inputs(self, questions: Sequence[str], modality: str = "video_audio") -> dict[str, Tensor]:
-        """gate_input_ids and gate_attention_mask [B, S'] of the questions in the prompts, right-padded."""
-        texts = [gate_text(question, modality, self.prompt_style) for question in questions]
+    def gate_inputs(self, questions: Sequence[str], modality: str | Sequence[str] = "video_audio") -> dict[str, Tensor]:
+        """gate_input_ids and gate_attention_mask [B, S'] of the questions in the prompts, right-padded.
+
+        Args:
+            modality: that of all rows, or one a row.
+        """
+        modalities = [modality] * len(questions) if isinstance(modality, str) else modality
+        texts = [
+            gate_text(question, one, self.prompt_style) for question, one in zip(questions, modalities, strict=True)
+        ]
         gate_tokenizer: Any = self.gate_tokenizer  # type: ignore[attr-defined] # ProcessorMixin sets it
         encoded = gate_tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         return {"gate_input_ids": encoded["input_ids"], "gate_attention_mask": encoded["attention_mask"]}
@@ -226,15 +254,6 @@ class HumanOmniProcessor(ProcessorMixin):
             chat_template=tokenizer.chat_template,
             **parts,
         )
-
-
-def read_conversation(messages: Sequence[dict[str, Any]]) -> tuple[str, str | None, str]:
-    """Question, clip path and modality of a :func:`humanomni.prompts.conversation`."""
-    parts = messages[-1]["content"]
-    question = next(part["text"] for part in parts if part["type"] == "text")
-    media = [part for part in parts if part["type"] != "text"]
-    path = media[0][media[0]["type"]] if media else None
-    return strip_media_tags(question), path, "_".join(part["type"] for part in media) or "text"
 
 
 def _asks(text: str, *tokens: str) -> bool:

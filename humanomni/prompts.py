@@ -5,9 +5,9 @@ inference the prompt that it was trained with. For their checkpoints, each of th
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 VIDEO_TOKEN, AUDIO_TOKEN, IMAGE_TOKEN = "<video>", "<audio>", "<image>"
 
@@ -32,12 +32,14 @@ MODALITIES: dict[str, tuple[str, ...]] = {
     "text": (),
 }
 
-_TAGS = re.compile(r"<(?:video|audio|image)>\s*")
+_TAGS = re.compile(r"<(?:video|audio|image|(?:vi|au|im)_(?:start|end))>\s*")
 
 
 def strip_media_tags(text: str) -> str:
     """The question alone: data sets write the media tags before it, some inference inputs do not."""
-    return _TAGS.sub("", text).strip()
+    while (stripped := _TAGS.sub("", text)) != text:  # again, for a tag may stand in the middle of another
+        text = stripped
+    return text.strip()
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,19 @@ def gate_text(question: str, modality: str = "video_audio", style: str = "native
     return PROMPT_STYLES[style].gate(question, turn)
 
 
+def modality_of(prompt: str) -> str:
+    """The modality whose placeholders a prompt holds.
+
+    Raises:
+        ValueError: when they are those of none, as an image with sound.
+    """
+    held = tuple(kind for kind in _WRAPPED if f"<{kind}>" in prompt)
+    for modality, media in MODALITIES.items():
+        if held == media:
+            return modality
+    raise ValueError(f"the prompt {prompt[:120]!r} shows {' and '.join(held)}; known are {', '.join(MODALITIES)}")
+
+
 def require_style(style: str) -> None:
     """Checks the name of a style.
 
@@ -111,7 +126,35 @@ def require_style(style: str) -> None:
         raise ValueError(f"prompt_style is {style!r}; known are {', '.join(PROMPT_STYLES)}")
 
 
-def conversation(question: str, video: str | None = None, modality: str = "video_audio") -> list[dict[str, Any]]:
-    """A one-turn conversation whose media parts carry the clip's path: what the GRPO data set holds."""
-    media = [{"type": kind, kind: video} for kind in MODALITIES[modality]]
-    return [{"role": "user", "content": [*media, {"type": "text", "text": strip_media_tags(question)}]}]
+@dataclass(frozen=True)
+class Turn:
+    """A question about a clip, or about the part of it between two seconds.
+
+    Attributes:
+        question: as the data gives it.
+        video: the clip's path; None where the modality is text.
+    """
+
+    question: str
+    video: str | None = None
+    modality: str = "video_audio"
+    start: float | None = None
+    end: float | None = None
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """One message whose media parts carry the clip: what the GRPO data set holds."""
+        span = {"start": self.start, "end": self.end}
+        media = [{"type": kind, kind: self.video, **span} for kind in MODALITIES[self.modality]]
+        return [{"role": "user", "content": [*media, {"type": "text", "text": self.question}]}]
+
+    @classmethod
+    def of(cls, conversation: Sequence[dict[str, Any]]) -> Self:
+        """The way back of :meth:`conversation`."""
+        parts = conversation[-1]["content"]
+        question = next(part["text"] for part in parts if part["type"] == "text")
+        media = [part for part in parts if part["type"] != "text"]
+        if not media:
+            return cls(question, modality="text")
+        first = media[0]
+        modality = "_".join(part["type"] for part in media)
+        return cls(question, first[first["type"]], modality, first["start"], first["end"])

@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import os
-import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,8 +20,9 @@ log = logging.getLogger(__name__)
 BadLinePolicy = Literal["raise", "skip"]
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 _BOM = b"\xef\xbb\xbf"
-_MEDIA_TAG = re.compile(r"<(?:video|audio|image)>")
+_KEYS = {"id", "video", "conversations", "start", "end"}
 
 
 class RecordError(ValueError):
@@ -62,9 +62,10 @@ class Record:
     Attributes:
         id: unique in the file; the video's path where the data names none ("PATH#2" for its second record).
         video: the path as written; `resolve_video` finds the file.
-        question: the human turn without its media tags; the prompt adds them once.
+        question: the human turn as written; a prompt holds each media tag once, whether or not it stands here.
         target: the gpt turn: an SFT completion or a bare label; None in data without a truth.
         extra: the record's other keys (dataset, split, fold, provenance), kept as they are.
+        start, end: seconds between which the clip is meant; None is its beginning or its end.
     """
 
     id: str
@@ -72,6 +73,8 @@ class Record:
     question: str
     target: str | None
     extra: dict[str, Any] = field(default_factory=dict)
+    start: float | None = None
+    end: float | None = None
 
     @property
     def label(self) -> str | None:
@@ -101,9 +104,11 @@ class Record:
         return cls(
             id=str(identity),
             video=video,
-            question=_MEDIA_TAG.sub("", question).strip(),
+            question=question,
             target=_turn(line, turns, "gpt"),
-            extra={key: item for key, item in value.items() if key not in {"id", "video", "conversations"}},
+            extra={key: item for key, item in value.items() if key not in _KEYS},
+            start=_seconds(line, "start"),
+            end=_seconds(line, "end"),
         )
 
 
@@ -115,6 +120,16 @@ def _turn(line: Line, turns: list[dict[str, Any]], speaker: str) -> str | None:
                 raise RecordError(f'{line.where}: the {speaker} turn\'s "value" must be text, not {text!r}')
             return text
     return None
+
+
+def _seconds(line: Line, key: str) -> float | None:
+    value = line.value.get(key)
+    if value is None:
+        return None
+    # The bound keeps out NaN, infinity and integers that no float can hold.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+        raise RecordError(f'{line.where}: "{key}" must be a number of seconds, not {value!r}')
+    return value
 
 
 def resolve_video(video: str, jsonl: Path, data_root: Path | None = None) -> Path:
@@ -171,14 +186,21 @@ def read_jsonl(path: Path, on_bad: BadLinePolicy = "raise") -> Iterator[Line | B
         RecordError: a bad line under "raise"; under both policies an array that is no JSON.
     """
     with _open(path) as stream:
-        if stream.peek(4096).removeprefix(_BOM).lstrip().startswith(b"["):
-            entries = _array_entries(path, stream.read())
+        if _beginning_of(stream).removeprefix(_BOM).lstrip().startswith(b"["):
+            entries = _array_entries(path, stream)
         else:
             entries = _line_entries(path, stream)
         for entry in entries:
             if isinstance(entry, BadLine) and on_bad == "raise":
                 raise RecordError(f"{entry}; mend the line, or skip bad lines")
             yield entry
+
+
+def _beginning_of(stream: io.BufferedReader | gzip.GzipFile) -> bytes:
+    try:
+        return stream.peek(4096)
+    except _GZIP_DAMAGE:
+        return b""  # whoever reads on meets the damage and names the line
 
 
 def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
@@ -194,14 +216,14 @@ def _line_entries(path: Path, stream: Iterable[bytes]) -> Iterator[Line | BadLin
             text = raw.removeprefix(_BOM) if number == 1 else raw
             if text.strip():
                 yield _parse(path, number, text)
-    except (EOFError, zlib.error) as error:
+    except _GZIP_DAMAGE as error:
         yield BadLine(path, number + 1, f"the gzip stream is damaged from here on: {error}", "")
 
 
-def _array_entries(path: Path, raw: bytes) -> Iterator[Line | BadLine]:
+def _array_entries(path: Path, stream: io.BufferedReader | gzip.GzipFile) -> Iterator[Line | BadLine]:
     try:
-        values = json.loads(raw.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = json.loads(stream.read().decode("utf-8-sig"))
+    except (ValueError, RecursionError, *_GZIP_DAMAGE) as error:
         raise RecordError(f"{path}: begins like a JSON array but is none: {error}") from error
     for number, value in enumerate(values, start=1):
         yield _object(path, number, value, _beginning(value))
@@ -215,8 +237,8 @@ def _parse(path: Path, number: int, raw: bytes) -> Line | BadLine:
         return BadLine(path, number, f"not UTF-8 at byte {error.start}", beginning)
     except json.JSONDecodeError as error:
         return BadLine(path, number, f"not JSON: {error.msg} at column {error.colno}", beginning)
-    except RecursionError:
-        return BadLine(path, number, "not JSON that can be read: nested too deeply", beginning)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets in brackets
+        return BadLine(path, number, f"not JSON that can be read: {error}", beginning)
     return _object(path, number, value, beginning)
 
 

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from humanomni.json_files import read_object
+
 SHARD_BYTES = 5_000_000_000
 
 # The name of a file of weights, and that of the index of its shards.
@@ -119,15 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ConversionError: when the file is missing or is no JSON object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConversionError(f"{path} does not exist; a checkpoint's folder holds one") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConversionError(f"{path} holds no JSON object")
-    return content
+    return read_object(path, ConversionError)
 
 
 def _weight_files(folder: Path) -> list[Path]:

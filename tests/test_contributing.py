@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from humanomni.prompts import strip_media_tags
 from humanomni.records import Line, Record
 from humanomni.training import rewards
 
@@ -26,4 +27,4 @@ def test_the_reward_gives_a_number_a_completion(repo: Path):
 def test_the_record_is_one(repo: Path):
     record = Record.from_json(Line(Path("yours.jsonl"), 1, json.loads(example(repo, "json"))))
     assert (record.video, record.label) == ("clips/03747.mp4", "anger")
-    assert record.question.startswith("As an emotional recognition expert")
+    assert strip_media_tags(record.question).startswith("As an emotional recognition expert")

@@ -1,5 +1,6 @@
 """Batch inference as a user meets it: whatever is killed or broken, one prediction a record, the same every time."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,9 +17,10 @@ import torch
 
 from humanomni.evaluation.predictions import read_predictions
 from humanomni.inference import FORCED_EMPTY_THINK, Failure, Item, Predictor
+from humanomni.loading import LoadOptions
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
-from humanomni.prompts import EMOTION_QUESTION
+from humanomni.prompts import EMOTION_QUESTION, MODALITIES
 from humanomni.records import Record, read_records, resolve_video
 
 SCRIPT = Path(__file__).parents[1] / "inference_batch.py"
@@ -180,7 +182,7 @@ def test_the_input_is_never_overwritten(tmp_path: Path, model_dir: Path) -> None
 
 @pytest.fixture
 def predictor(model_dir: Path) -> Predictor:
-    return Predictor(model_dir, max_new_tokens=8)
+    return Predictor(LoadOptions(model_dir), max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +243,7 @@ def test_a_failing_record_takes_no_other_with_it(
 def test_early_mode_puts_an_empty_explanation_into_the_models_mouth(
     model_dir: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = Predictor(model_dir, early=True)
+    predictor = Predictor(LoadOptions(model_dir), early=True)
     seen = []
 
     def respond(inputs: dict[str, torch.Tensor]) -> list[str]:
@@ -257,11 +259,20 @@ def test_early_mode_puts_an_empty_explanation_into_the_models_mouth(
     ]
 
 
-@pytest.mark.parametrize(("modality", "media"), [("video", "pixel_values"), ("audio", "input_features")])
+SHOWN = {
+    "video_audio": {"pixel_values", "input_features"},
+    "video": {"pixel_values"},
+    "audio": {"input_features"},
+    "image": {"pixel_values"},
+    "text": set(),
+}
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
 def test_a_modality_shows_the_model_nothing_else(
-    modality: str, media: str, model_dir: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
+    modality: str, model_dir: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = Predictor(model_dir, modality=modality, max_new_tokens=4)
+    predictor = Predictor(LoadOptions(model_dir), modality=modality, max_new_tokens=4)
     generate, seen = predictor.model.generate, []
 
     def spy(**inputs: Any) -> torch.Tensor:
@@ -269,6 +280,24 @@ def test_a_modality_shows_the_model_nothing_else(
         return generate(**inputs)
 
     monkeypatch.setattr(predictor.model, "generate", spy)
-    outcomes = [outcome for _, outcome in predictor.predict(items[:2])]
-    assert seen == [{media}]
-    assert not any(isinstance(outcome, Failure) for outcome in outcomes)
+    together = [outcome for _, outcome in predictor.predict(items[:3])]
+    assert seen == [SHOWN[modality]]
+    assert not any(isinstance(outcome, Failure) for outcome in together)
+    assert together == [outcome for _, outcome in predictor.predict(items[:3], batch_size=1)]
+
+
+def test_a_record_may_mean_a_part_of_its_clip(model_dir: Path, items: list[Item]) -> None:
+    predictor = Predictor(LoadOptions(model_dir), max_new_tokens=8)
+    whole = items[0].record
+    parts = [dataclasses.replace(whole, start=start, end=end) for start, end in ((None, None), (0.0, 0.5), (50, 51))]
+    outcomes = list(predictor.predict([Item(line, part, items[0].clip) for line, part in enumerate(parts)]))
+    responses = [outcome["raw_response"] for _, outcome in outcomes[:2] if isinstance(outcome, dict)]
+    assert responses[0] != responses[1]
+    assert isinstance(outcomes[2][1], Failure)
+    assert "no frame between second 50 and 51" in outcomes[2][1].detail
+
+
+def test_text_alone_needs_no_clip(model_dir: Path, items: list[Item]) -> None:
+    predictor = Predictor(LoadOptions(model_dir), modality="text", max_new_tokens=4)
+    [(_, outcome)] = predictor.predict([Item(1, items[0].record, Path("nowhere.mp4"))])
+    assert not isinstance(outcome, Failure)

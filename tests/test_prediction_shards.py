@@ -143,8 +143,6 @@ def test_a_full_disk_during_the_merge_damages_nothing(
 
 
 def test_a_model_is_another_when_its_weights_are(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"holds no config\.json"):
-        model_fingerprint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"1")
     first = model_fingerprint(tmp_path)

@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from humanomni.processing import HumanOmniProcessor
-from humanomni.prompts import EMOTION_QUESTION, MODALITIES, PROMPT_STYLES, gate_text, user_content
+from humanomni.prompts import EMOTION_QUESTION, MODALITIES, PROMPT_STYLES, Turn, gate_text, modality_of, user_content
 
 STYLES = sorted(PROMPT_STYLES)
 MEDIA = "<vi_start><video><vi_end>\n<au_start><audio><au_end>\n"
@@ -31,18 +29,17 @@ def test_styles(style: str, content: str, gate: str) -> None:
     assert tagged == ("<video>\nWhy?" if style == "authors_inference" else gate)
 
 
-@given(
-    question=st.text(max_size=40),
-    tags=st.lists(st.sampled_from(["<video>", "<audio>", "<image>", "\n"]), max_size=5),
-    modality=st.sampled_from(sorted(MODALITIES)),
-    style=st.sampled_from(STYLES),
-)
-def test_every_medium_stands_once_in_its_order(question: str, tags: list[str], modality: str, style: str) -> None:
-    content = user_content("".join(tags) + question, modality, style)
-    positions = [content.find(f"<{kind}>") for kind in MODALITIES[modality]]
-    assert positions == sorted(positions)
-    for kind in ("video", "audio", "image"):
-        assert content.count(f"<{kind}>") == (kind in MODALITIES[modality])
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_conversation_gives_its_turn_back(modality: str) -> None:
+    span = (None, None, None) if modality == "text" else ("clips/a.mp4", 1.5, None)
+    turn = Turn("<video>\nWhy?", span[0], modality, *span[1:])
+    assert Turn.of(turn.conversation()) == turn
+    assert modality_of(user_content(turn.question, modality)) == modality
+
+
+def test_an_image_with_sound_is_no_modality() -> None:
+    with pytest.raises(ValueError, match="shows audio and image"):
+        modality_of("<image>\n<audio>\nWhy?")
 
 
 def test_a_folder_remembers_its_style(golden_checkpoint: Path, tmp_path: Path) -> None:

@@ -87,11 +87,14 @@ def test_a_broken_array_is_fatal(tmp_path: Path) -> None:
 def test_a_record_gives_question_target_label_and_the_rest(tmp_path: Path) -> None:
     record = Record.from_json(Line(tmp_path / "a.jsonl", 1, RECORD))
     assert record.id == "clips/a.mp4"
-    assert record.question == "Which emotion?"
+    assert record.question == "<video>\n<audio>\nWhich emotion?"
     assert record.target is not None
     assert record.target.endswith("<answer>happy</answer>")
     assert record.label == "happiness"
     assert record.extra == {"fold": 3}
+    assert (record.start, record.end) == (None, None)
+    part = Record.from_json(Line(tmp_path / "a.jsonl", 1, RECORD | {"start": 2, "end": 3.5}))
+    assert (part.start, part.end, part.extra) == (2, 3.5, {"fold": 3})
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,8 @@ def test_a_record_gives_question_target_label_and_the_rest(tmp_path: Path) -> No
         ({"conversations": []}, 'no turn with "from": "human"'),
         ({"conversations": [{"from": "human", "value": 3}]}, 'human turn\'s "value" must be text, not 3'),
         ({"id": 1.5}, '"id" must be a string or an integer, not 1.5'),
+        ({"start": "1.5"}, "\"start\" must be a number of seconds, not '1.5'"),
+        ({"end": float("nan")}, '"end" must be a number of seconds, not nan'),
     ],
 )
 def test_a_wrong_record_is_named_with_file_line_and_key(tmp_path: Path, change: dict, message: str) -> None:

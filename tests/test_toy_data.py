@@ -18,7 +18,7 @@ from fgce.schema import ScoreItem, ScoreRequest
 from fgce.scorer import Scorer
 from humanomni.completion import parse_completion
 from humanomni.labels import LABEL_SETS
-from humanomni.prompts import EMOTION_QUESTION
+from humanomni.prompts import EMOTION_QUESTION, strip_media_tags
 from humanomni.records import read_records
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_toy_data.py"
@@ -112,7 +112,7 @@ def test_records_point_at_clips_and_carry_the_right_answer(folder: Path, world: 
         assert len(records) == size
         for record in records:
             assert (folder / record.video).is_file()
-            assert record.question == EMOTION_QUESTION
+            assert strip_media_tags(record.question) == EMOTION_QUESTION
             assert record.label == truth[record.id]
             if name.startswith("sft"):
                 assert record.target.startswith("<think>")

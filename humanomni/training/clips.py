@@ -40,10 +40,7 @@ class ClipLoader:
     """
 
     def __init__(self, processor: HumanOmniProcessor, modality: str, cache: Path | None = None) -> None:
-        self.processor = processor
-        self.video = bool({"video", "image"} & set(MODALITIES[modality]))
-        self.audio = "audio" in MODALITIES[modality]
-        self.cache = cache
+        self.processor, self.modality, self.cache = processor, modality, cache
         self._settings = json.dumps(
             [
                 processor.num_frames,
@@ -58,15 +55,17 @@ class ClipLoader:
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
 
-    def load(self, path: Path) -> TrainingClip:
-        """The clip.
+    def load(self, path: Path, start: float | None = None, end: float | None = None) -> TrainingClip:
+        """The clip, or its part between two seconds; a text prompt has none, and its file is not touched.
 
         Raises:
-            MediaError: when the file is missing or cannot be decoded.
+            MediaError: when the file is missing, cannot be decoded, or holds no pictures where some are asked for.
         """
+        if not MODALITIES[self.modality]:
+            return TrainingClip(pixels=None, mel=None)
         if self.cache is None:
-            return self._decode(path)
-        entry = self.cache / f"{self._key(path)}.safetensors"
+            return self._decode(path, start, end)
+        entry = self.cache / f"{self._key(path, start, end)}.safetensors"
         try:
             tensors = load_file(entry)
         except FileNotFoundError:
@@ -75,25 +74,24 @@ class ClipLoader:
             logger.warning("%s is damaged (%s) and is made again", entry, error)
         else:
             return TrainingClip(tensors.get("pixels"), tensors.get("mel"))
-        clip = self._decode(path)
+        clip = self._decode(path, start, end)
         self._store(entry, clip)
         return clip
 
-    def _decode(self, path: Path) -> TrainingClip:
-        clip = self.processor.load_clip(str(path), video=self.video, audio=self.audio)
-        if self.video and clip.frames is None:
-            raise MediaError(path, "holds no video stream")
+    def _decode(self, path: Path, start: float | None, end: float | None) -> TrainingClip:
+        clip = self.processor.load_clip(path, self.modality, start, end)
         return TrainingClip(
             pixels=None if clip.frames is None else self.processor.resize(clip.frames),
-            mel=self.processor.mel(clip.waveform) if self.audio else None,
+            mel=self.processor.mel(clip.waveform) if "audio" in MODALITIES[self.modality] else None,
         )
 
-    def _key(self, path: Path) -> str:
+    def _key(self, path: Path, start: float | None, end: float | None) -> str:
         try:
             status = path.stat()
         except OSError as error:
             raise MediaError(path, error.strerror or "cannot be read") from error
-        identity = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{self._settings}"
+        part = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{start}\n{end}"
+        identity = f"{part}\n{self._settings}"
         return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
     def _store(self, entry: Path, clip: TrainingClip) -> None:

@@ -13,7 +13,7 @@ from fgce.canary import CANARIES
 from fgce.client import FgceClient
 from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
-from humanomni.prompts import MODALITIES, conversation
+from humanomni.prompts import MODALITIES, Turn
 from humanomni.records import Record, read_records, resolve_video
 from humanomni.training.clips import ClipLoader
 from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer, JudgeWatch
@@ -75,16 +75,12 @@ def load_prompts(path: Path, data_root: Path | None, modality: str) -> datasets.
     records = [record for record in read_records(path) if isinstance(record, Record)]
     if without := [record.id for record in records if record.target is None]:
         raise ConfigurationError(f"{path}: {len(without)} records have no label, the first is {without[0]}")
-    return datasets.Dataset.from_list(
-        [
-            {
-                "prompt": conversation(record.question, str(resolve_video(record.video, path, data_root)), modality),
-                "solution": record.target,
-                "id": record.id,
-            }
-            for record in records
-        ]
-    )
+    rows = []
+    for record in records:
+        video = str(resolve_video(record.video, path, data_root))
+        turn = Turn(record.question, video, modality, record.start, record.end)
+        rows.append({"prompt": turn.conversation(), "solution": record.target, "id": record.id})
+    return datasets.Dataset.from_list(rows)
 
 
 def run_grpo(args: GRPOArguments) -> None:

@@ -21,7 +21,8 @@ from trl.trainer.utils import RepeatSampler
 
 from humanomni.media import MediaError
 from humanomni.modeling import HumanOmniModel
-from humanomni.processing import HumanOmniProcessor, read_conversation
+from humanomni.processing import HumanOmniProcessor
+from humanomni.prompts import Turn
 from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
 from humanomni.training.rewards import CoherenceReward
 
@@ -108,38 +109,40 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, Tensor]]:
         """Token ids a row, and the media of each distinct clip, expanded to the rows for generation."""
-        read = [read_conversation(prompt) for prompt in prompts]
-        distinct = list(dict.fromkeys(read))
+        turns = [Turn.of(prompt) for prompt in prompts]
+        distinct = list(dict.fromkeys(turns))
         device = self.accelerator.device
-        self._clip_index = torch.tensor([distinct.index(one) for one in read], device=device)
+        self._clip_index = torch.tensor([distinct.index(turn) for turn in turns], device=device)
 
         with ThreadPoolExecutor(_DECODING_THREADS) as pool:
-            decoded = list(pool.map(self._decode, [path for _, path, _ in distinct]))
-        unreadable = [path is not None and clip is None for (_, path, _), clip in zip(distinct, decoded, strict=True)]
+            decoded = list(pool.map(self._decode, distinct))
+        unreadable = [turn.video is not None and clip is None for turn, clip in zip(distinct, decoded, strict=True)]
         self._unreadable = torch.tensor(unreadable, device=device)[self._clip_index]
 
         processor = self.processing_class
-        texts = [processor.prompt(question, modality) for question, _, modality in distinct]
+        texts = [processor.prompt(turn.question, turn.modality) for turn in distinct]
         ids = processor.tokenizer([processor.expand(text) for text in texts], add_special_tokens=False)["input_ids"]
-        media = self._encode(decoded, [question for question, _, _ in distinct])
+        media = self._encode(decoded, distinct)
         self._media[self._mode] = media
         rows = self._clip_index.tolist()
         return [ids[row] for row in rows], None, {name: value[self._clip_index] for name, value in media.items()}
 
-    def _decode(self, path: str | None) -> TrainingClip | None:
-        if path is None:
+    def _decode(self, turn: Turn) -> TrainingClip | None:
+        if turn.video is None:
             return None
         try:
-            return self.clips.load(Path(path))
+            return self.clips.load(Path(turn.video), turn.start, turn.end)
         except MediaError as error:
             logger.warning("no reward for the completions of a clip that cannot be read: %s", error)
             return None
 
-    def _encode(self, clips: Sequence[TrainingClip | None], questions: list[str]) -> dict[str, Tensor]:
+    def _encode(self, clips: Sequence[TrainingClip | None], turns: Sequence[Turn]) -> dict[str, Tensor]:
         """The model's media inputs, one row a clip; the outputs of frozen towers in place of their inputs."""
         media = batch_media(list(clips), self.processing_class)
         if "pixel_values" in media:
-            media |= self.processing_class.gate_inputs(questions)
+            media |= self.processing_class.gate_inputs(
+                [turn.question for turn in turns], [turn.modality for turn in turns]
+            )
         media = {name: value.to(self.accelerator.device) for name, value in media.items()}
         core: HumanOmniModel = self.accelerator.unwrap_model(self.model).model
         with torch.no_grad(), self.accelerator.autocast():

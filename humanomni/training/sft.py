@@ -64,6 +64,7 @@ class SFTSample:
     """One record, tokenised; ``problem`` says why it carries no loss."""
 
     record: Record
+    modality: str
     prompt_ids: list[int]
     target_ids: list[int]
     clip: TrainingClip | None
@@ -98,10 +99,10 @@ class SFTDataset(Dataset):
             problem = f"{len(prompt_ids) + len(target_ids)} tokens are over max_length {self.max_length}"
             target_ids = []
         try:
-            clip = self.clips.load(resolve_video(record.video, self.path, self.data_root))
+            clip = self.clips.load(resolve_video(record.video, self.path, self.data_root), record.start, record.end)
         except MediaError as error:
             problem = str(error)
-        return SFTSample(record, prompt_ids, target_ids, clip, problem)
+        return SFTSample(record, self.modality, prompt_ids, target_ids, clip, problem)
 
 
 class SFTCollator:
@@ -120,7 +121,9 @@ class SFTCollator:
         pad = self.processor.tokenizer.pad_token_id
         media = batch_media([sample.clip for sample in samples], self.processor)
         if "pixel_values" in media:
-            media |= self.processor.gate_inputs([sample.record.question for sample in samples])
+            media |= self.processor.gate_inputs(
+                [sample.record.question for sample in samples], [sample.modality for sample in samples]
+            )
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
             # By length, not by id: a genuine end-of-text in a target must not be masked.
