@@ -110,6 +110,11 @@ class Endpoints:
             endpoint.closed_until = time.monotonic() + min(self._cool_down * 2**extra, _LONGEST_COOL_DOWN)
 
 
+def http_url(host: str, port: int) -> str:
+    """Base URL of a server; an IPv6 address stands in brackets there."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 @cache
 def ssl_context() -> ssl.SSLContext:
     """Made once a process: loading the system's certificates takes tens of milliseconds."""

@@ -118,6 +118,8 @@ def test_where_to_connect(monkeypatch: pytest.MonkeyPatch):
     assert connect_args() == (["http://127.0.0.1:8000"], None)
     monkeypatch.setenv("POD_IP", "10.0.0.7")
     assert connect_args()[0] == ["http://10.0.0.7:8000"]
+    monkeypatch.setenv("POD_IP", "fd00::7")
+    assert connect_args()[0] == ["http://[fd00::7]:8000"]
     monkeypatch.setenv("FGCE_URL", "http://node3:9000/, http://node4:9000\n")
     monkeypatch.setenv("FGCE_TOKEN", "t")
     assert connect_args() == (["http://node3:9000", "http://node4:9000"], "t")
