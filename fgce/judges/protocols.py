@@ -18,6 +18,13 @@ from fgce.schema import SCALES, Function, MissingReason, Modality, ScoreMode
 
 ProtocolName = Literal["json", "fast"]
 
+_ANSWER_TOKENS = 128  # more than either answer has bytes
+
+# Of a reason. A character is four bytes at most, and a token one at least: so many tokens always hold the answer, and
+# no constrained one ends before its closing brace.
+_REASON_CHARS = 400
+_REASON_TOKENS = 4 * _REASON_CHARS
+
 _FENCE = re.compile(r"```\s*json(.*?)(?:```|\Z)", re.DOTALL)
 
 
@@ -80,7 +87,7 @@ class JsonProtocol:
             modality={"enum": list(get_args(Modality))},
             confidence={"enum": [i / 10 for i in range(11)]},
         )
-        return Query(messages, max_tokens=128, schema=schema)
+        return Query(messages, _ANSWER_TOKENS, schema=schema)
 
     def read_label(self, completion: Completion) -> SentenceLabel:
         """As lenient as the authors' server, except that an unknown modality is no answer."""
@@ -106,8 +113,9 @@ class JsonProtocol:
         low, high = SCALES[mode]
         properties: dict[str, Any] = {"score": {"enum": list(range(low, high + 1))}}
         if explain:
-            properties["explanation"] = {"type": "string", "maxLength": 600}
-        return Query(messages, max_tokens=384 if explain else 128, schema=_object_schema(**properties))
+            properties["explanation"] = {"type": "string", "maxLength": _REASON_CHARS}
+        max_tokens = _ANSWER_TOKENS + (_REASON_TOKENS if explain else 0)
+        return Query(messages, max_tokens, schema=_object_schema(**properties))
 
     def read_rating(self, completion: Completion, mode: ScoreMode) -> SentenceRating:
         """A number between two scores counts as the lower one, as in the authors' server."""
