@@ -203,7 +203,8 @@ def expected_score(tokens: tuple[TokenChoice, ...], mode: ScoreMode) -> float | 
 def extract_json(text: str) -> Any:
     """The JSON value in a model's answer, bare or in a code fence; None where there is none.
 
-    Fences are read as the authors' server reads them, for endpoints whose decoding is not constrained.
+    Fences are read as the authors' server reads them, for endpoints whose decoding is not constrained. Raw control
+    characters in strings are let pass: constrained decoding can give them.
     """
     text = text.strip()
     if fenced := _FENCE.search(text):
@@ -211,7 +212,7 @@ def extract_json(text: str) -> Any:
     elif len(text) >= 6 and text.startswith("```") and text.endswith("```"):
         text = text[3:-3].strip()
     try:
-        return json.loads(text)
+        return json.loads(text, strict=False)
     except (json.JSONDecodeError, RecursionError):
         return None
 

@@ -23,15 +23,16 @@ pytest.importorskip(
 pytestmark = pytest.mark.slow
 
 CUES = ("Her brows are lowered", "His voice is loud", "Her eyes are wide", "The speech is slow")
-# 100 explanations of 5 sentences
-ITEMS = [
+# 1000 explanations of 5 sentences
+MANY = [
     ScoreItem(
         id=str(i),
         explanation=f"{CUES[i % 4]} in take {i}. Something else. His hands rest. This suggests fear. He is afraid.",
         predicted_emotion="fear",
     )
-    for i in range(100)
+    for i in range(1000)
 ]
+ITEMS = MANY[:100]
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +74,10 @@ def test_no_answer_of_500_sentences_fails_to_parse(model: Path, protocol: str):
             scored = [s for s in sentences if s.score is not None]
             assert all(s.expected is not None and 1 <= s.expected <= 5 for s in scored)
             assert all(s.confidence is not None and 0 < s.confidence <= 1 for s in sentences)
-
-
-def test_no_answer_with_a_reason_fails_to_parse(model: Path):
-    """Slow: loads vLLM. A random model writes until its reason is as long as may be."""
-    with server_process(*settings(model, "fast")) as (url, _):
-        response = FgceClient(url, deadline=450).score_sync(ITEMS[:10], gen_explanation=True)
-        sentences = [sentence for result in response.results for sentence in result.sentences]
+        explained = FgceClient(url, deadline=450).score_sync(ITEMS[:20], gen_explanation=True).results
+        sentences = [sentence for result in explained for sentence in result.sentences]
         assert [s.detail for s in sentences if s.status == "missing"] == []
-        scored = [s for s in sentences if s.score is not None]
-        assert len(scored) > 10
-        assert max(len(s.explanation or "") for s in scored) > 200
+        assert all(s.explanation is not None for s in sentences if s.score is not None)
 
 
 def engine_load(server: Popen[str]) -> float:
@@ -95,10 +89,10 @@ def engine_load(server: Popen[str]) -> float:
 
 
 def test_a_deadline_ends_the_work_in_the_engine(model: Path):
-    """Slow: loads vLLM. What is asked for here would keep it busy for a minute."""
+    """Slow: loads vLLM. What is asked for here would keep it busy for a minute or so."""
     with server_process(*settings(model, "json", timeout=8.0)) as (url, process), ThreadPoolExecutor() as pool:
         wait_for_readiness(url, 200)
-        scoring = pool.submit(FgceClient(url, deadline=60, attempts=1).score_sync, ITEMS)
+        scoring = pool.submit(FgceClient(url, deadline=60, attempts=1).score_sync, MANY)
         time.sleep(2)
         busy = engine_load(process)
         assert "timeout" in {result.reason for result in scoring.result().results}
