@@ -1,6 +1,7 @@
 """The audit log: one JSON line an explanation, with all that is needed to recompute its score."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from fgce.schema import (
     ScoreResponse,
     SentenceTrace,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class AuditError(ValueError):
@@ -56,12 +59,17 @@ class AuditRecord(BaseModel):
 
 
 class AuditLog:
-    """Appends to a JSONL file; every request's lines are on their way to disk before it is answered."""
+    """Appends to a JSONL file; every request's lines are on their way to disk before it is answered.
+
+    A server that continues a file begins a line of its own: one that a killed server left torn spoils no other.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lines = path.open("a", encoding="utf-8")
+            if self._lines.tell():
+                self._lines.write("\n")
         except OSError as error:
             raise AuditError(f"{path}: cannot be written: {error.strerror}; give another audit path") from error
 
@@ -78,17 +86,26 @@ class AuditLog:
 
 
 def read_audit(path: Path) -> Iterator[tuple[int, AuditRecord]]:
-    """The log's records with their line numbers.
+    """The log's records with their line numbers; a torn line, as a killed server leaves it, is logged and left out.
 
     Raises:
         AuditError: the file cannot be read, or a line is no audit record.
     """
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, start=1):
-                yield number, AuditRecord.model_validate_json(line)
+                if line.strip() and (record := _read_line(path, number, line)):
+                    yield number, record
     except OSError as error:
         raise AuditError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_line(path: Path, number: int, line: str) -> AuditRecord | None:
+    try:
+        return AuditRecord.model_validate_json(line)
     except ValidationError as error:
         problem: Any = error.errors()[0]
+        if problem["type"] == "json_invalid":
+            logger.warning("%s:%d: a torn line: %s", path, number, problem["msg"])
+            return None
         raise AuditError(f"{path}:{number}: no audit record: {problem['loc']}: {problem['msg']}") from error

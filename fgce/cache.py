@@ -6,12 +6,17 @@ Retries are idempotent with it, and rejection sampling and evaluation re-use wha
 import asyncio
 import hashlib
 import json
+import logging
 import sqlite3
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from fgce.schema import SentenceScore
+
+logger = logging.getLogger(__name__)
 
 
 class CacheError(ValueError):
@@ -27,10 +32,12 @@ class ScoreCache:
     """Scored sentences by key, in one sqlite file that several processes of a host may share.
 
     Missing sentences are not kept: the next request asks the judge again. Writes are not awaited by the disk, so a
-    power cut can lose the last ones, and nothing else.
+    power cut can lose the last ones, and nothing else. What cannot be read or written later on, as on a full disk, is
+    logged and not in the cache: the judge answers then.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
@@ -42,10 +49,14 @@ class ScoreCache:
 
     def get(self, key: str) -> SentenceScore | None:
         """The score under `key`, marked as cached; None where there is none."""
-        row = self._db.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        try:
+            row = self._db.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                return None
+            score = SentenceScore.model_validate_json(row[0])
+        except (sqlite3.Error, ValidationError) as error:
+            logger.warning("%s: a score cannot be read and is asked for again: %s", self._path, error)
             return None
-        score = SentenceScore.model_validate_json(row[0])
         score.trace.cached = True
         return score
 
@@ -53,7 +64,10 @@ class ScoreCache:
         """Keeps a score that is not missing."""
         if score.status == "ok":
             row = (key, score.model_dump_json(exclude_none=True))
-            self._db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", row)
+            try:
+                self._db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", row)
+            except sqlite3.Error as error:
+                logger.warning("%s: a score cannot be kept: %s", self._path, error)
 
     def close(self) -> None:
         """Closes the file."""

@@ -6,7 +6,7 @@ import time
 
 from pydantic import BaseModel
 
-from fgce.schema import ScoreItem
+from fgce.schema import ExplanationScore, MissingReason, ScoreItem
 from fgce.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,10 @@ CANARIES = (
 
 
 class CanaryReport(BaseModel):
-    """`ready`: every canary has a score. `drifted`: those whose score is not what it was at the first check."""
+    """`ready`: every canary has a score. `drifted`: those whose score is not what it was at the first check.
+
+    Scores are compared where no sentence of the canaries is missing: a lost sentence moves a score and is no drift.
+    """
 
     ready: bool
     scores: dict[str, float | None]
@@ -64,13 +67,24 @@ class Canaries:
             return self.last
 
     async def _score(self) -> CanaryReport:
-        results = await asyncio.gather(*(self._scorer.score_afresh(item) for item in CANARIES))
+        answers = (self._scorer.score_afresh(item) for item in CANARIES)
+        outcomes = await asyncio.gather(*answers, return_exceptions=True)
+        results = [_result(item, outcome) for item, outcome in zip(CANARIES, outcomes, strict=True)]
         scores = {result.id: result.score for result in results}
         ready = all(result.status == "ok" for result in results)
-        if ready and not self._first:
+        whole = ready and not any("partial" in result.flags for result in results)
+        if whole and not self._first:
             self._first = scores
-        drifted = [name for name in scores if ready and scores[name] != self._first[name]]
+        drifted = [name for name in scores if whole and scores[name] != self._first[name]]
         if drifted:
             logger.warning("the judge has drifted: canaries scored %s at first, %s now", self._first, scores)
         reasons = {result.id: f"{result.reason}: {result.detail}" for result in results if result.reason}
         return CanaryReport(ready=ready, scores=scores, reasons=reasons, drifted=drifted)
+
+
+def _result(item: ScoreItem, outcome: ExplanationScore | BaseException) -> ExplanationScore:
+    """A judge that breaks its contract, and raises what it may not, is not ready; the checks go on."""
+    if isinstance(outcome, ExplanationScore):
+        return outcome
+    logger.error("the judge raised an error that is no JudgeError", exc_info=outcome)
+    return ExplanationScore.missing(item.id, MissingReason.JUDGE_ERROR, repr(outcome))

@@ -13,7 +13,7 @@ import httpx
 import tenacity
 from pydantic import ValidationError
 
-from fgce.endpoints import AttemptError, Endpoint, Endpoints, ssl_context
+from fgce.endpoints import AttemptError, Endpoint, Endpoints, http_url, ssl_context
 from fgce.schema import ExplanationScore, MissingReason, ScoreItem, ScoreMode, ScoreRequest, ScoreResponse
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def connect_args(url: str | None = None, token: str | None = None) -> tuple[list
     Several URLs are separated by commas or white space, as in the endpoints file that srun_fgce.sh writes. POD_IP is
     the variable that the authors' launcher sets; without any of these the server is on loopback.
     """
-    urls = url or os.environ.get("FGCE_URL") or f"http://{os.environ.get('POD_IP') or '127.0.0.1'}:8000"
+    urls = url or os.environ.get("FGCE_URL") or http_url(os.environ.get("POD_IP") or "127.0.0.1", 8000)
     return [one.rstrip("/") for one in urls.replace(",", " ").split()], token or os.environ.get("FGCE_TOKEN")
 
 

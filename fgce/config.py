@@ -90,7 +90,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Fgce
         source = str(path)
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
         if not isinstance(data, Mapping):
             raise ConfigError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
@@ -114,4 +114,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(below, dict):
             raise ConfigError(f"override '{override}': '{parent}' is a value, not a group of settings")
         data = below
-    data[leaf] = yaml.safe_load(value)
+    try:
+        data[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{override}': the value is not YAML: {error}") from error

@@ -13,6 +13,7 @@ from functools import cache
 from fgce.schema import MissingReason
 
 _LONGEST_COOL_DOWN = 60.0
+_MOMENT = 1.0  # seconds
 
 
 class AttemptError(Exception):
@@ -58,6 +59,11 @@ class Endpoint:
         cooled = time.monotonic() >= self.closed_until and not (self.closed_until and self.in_flight)
         return self.alive and cooled
 
+    @property
+    def failing(self) -> bool:
+        """It failed a moment ago. One that fails at once always has the least to do, and would draw every request."""
+        return self.failures > 0 and time.monotonic() - self.last_outcome < _MOMENT
+
 
 class Endpoints:
     """A circuit breaker for each of several base URLs.
@@ -73,9 +79,12 @@ class Endpoints:
         self._cool_down = cool_down
 
     def pick(self, avoid: Collection[Endpoint] = ()) -> Endpoint | None:
-        """The available endpoint with the least in flight, one outside `avoid` first; None where all cool down."""
+        """The available endpoint with the least in flight; None where all cool down.
+
+        One outside `avoid` comes first, then one that is not failing.
+        """
         available = [endpoint for endpoint in self.all if endpoint.available]
-        return min(available, key=lambda endpoint: (endpoint in avoid, endpoint.in_flight), default=None)
+        return min(available, key=lambda one: (one in avoid, one.failing, one.in_flight), default=None)
 
     @contextmanager
     def using(self, endpoint: Endpoint) -> Iterator[None]:
@@ -108,6 +117,11 @@ class Endpoints:
         extra = endpoint.failures - self._failures
         if extra >= 0:
             endpoint.closed_until = time.monotonic() + min(self._cool_down * 2**extra, _LONGEST_COOL_DOWN)
+
+
+def http_url(host: str, port: int) -> str:
+    """Base URL of a server; an IPv6 address stands in brackets there."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @cache

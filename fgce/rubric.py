@@ -2,16 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from string import Template
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from fgce.schema import SCALES, Function, Modality, RubricInfo, ScoreMode
+from fgce.schema import Function, Modality, RubricInfo, ScoreMode
 
 DEFAULT_RUBRIC = Path(__file__).with_name("rubric.yaml")
 
@@ -31,6 +31,31 @@ def _template(*names: str) -> Callable[[str], str]:
         return text
 
     return check
+
+
+def _exactly(keys: Collection[Any]) -> AfterValidator:
+    """A check that a mapping has these keys and no others."""
+
+    def check(found: dict[Any, Any]) -> dict[Any, Any]:
+        missing = [key for key in keys if key not in found]
+        surplus = [key for key in found if key not in keys]
+        if missing or surplus:
+            raise ValueError(f"missing {missing}, not expected {surplus}")
+        return found
+
+    return AfterValidator(check)
+
+
+def _weightless(*names: str) -> AfterValidator:
+    """A check that these labels weigh 0 and no others: what is scored counts, and nothing else does."""
+
+    def check(labels: dict[str, "Label"]) -> dict[str, "Label"]:
+        found = [name for name, label in labels.items() if not label.weight]
+        if found != list(names):
+            raise ValueError(f"{list(names)} must weigh 0 and no others, as what is scored counts; found {found}")
+        return labels
+
+    return AfterValidator(check)
 
 
 class Label(BaseModel):
@@ -78,6 +103,17 @@ class Prompts(BaseModel):
     answers: Answers
 
 
+_SCORED = [name for name in get_args(Function) if name != "others"]
+
+
+class Criteria(BaseModel):
+    """What each score of a mode's scale means, by function."""
+
+    model_config = ConfigDict(extra="forbid")
+    fine_grained: Annotated[dict[Function, Annotated[dict[int, str], _exactly(range(1, 6))]], _exactly(_SCORED)]
+    binary: Annotated[dict[Function, Annotated[dict[int, str], _exactly(range(2))]], _exactly(_SCORED)]
+
+
 class Rubric(BaseModel):
     """Both steps' instructions and the weights of the sample-level score.
 
@@ -86,28 +122,16 @@ class Rubric(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     version: Annotated[str, Field(min_length=1)]
-    functions: dict[Function, Label]
-    modalities: dict[Modality, Label]
+    functions: Annotated[dict[Function, Label], _exactly(get_args(Function)), _weightless("others")]
+    modalities: Annotated[dict[Modality, Label], _exactly(get_args(Modality)), _weightless()]
     modality_rules: list[str]
     scoring_rules: list[str]
-    criteria: dict[ScoreMode, dict[Function, dict[int, str]]]
+    criteria: Criteria
     prompts: Prompts
 
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        _same_keys("functions", self.functions, get_args(Function))
-        _same_keys("modalities", self.modalities, get_args(Modality))
-        _same_keys("criteria", self.criteria, get_args(ScoreMode))
-        labels: list[tuple[str, Label]] = [*self.functions.items(), *self.modalities.items()]
-        weightless = [name for name, label in labels if not label.weight]
-        if weightless != ["others"]:
-            raise ValueError(f"'others' alone must weigh 0, since it alone has no score; found {weightless}")
-        for mode, functions in self.criteria.items():
-            low, high = SCALES[mode]
-            _same_keys(f"criteria.{mode}", functions, [name for name in self.functions if name != "others"])
-            for function, levels in functions.items():
-                _same_keys(f"criteria.{mode}.{function}", levels, range(low, high + 1))
-        return self
+    def levels(self, mode: ScoreMode, function: Function) -> dict[int, str]:
+        """What each score means for sentences of a function."""
+        return (self.criteria.fine_grained if mode == "fine_grained" else self.criteria.binary)[function]
 
     def weight(self, function: Function, modality: Modality) -> float:
         """w_j = w_function * w_modality."""
@@ -132,7 +156,7 @@ def load_rubric(path: Path = DEFAULT_RUBRIC) -> Rubric:
         return Rubric.model_validate(yaml.safe_load(text))
     except OSError as error:
         raise RubricError(f"{path}: cannot be read: {error.strerror}; give the path of a rubric file") from error
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise RubricError(f"{path}: not YAML: {error}") from error
     except ValidationError as error:
         problems = [
@@ -141,13 +165,6 @@ def load_rubric(path: Path = DEFAULT_RUBRIC) -> Rubric:
             for problem in error.errors()
         ]
         raise RubricError("\n".join(problems)) from error
-
-
-def _same_keys(where: str, found: Any, wanted: Any) -> None:
-    missing = [key for key in wanted if key not in found]
-    surplus = [key for key in found if key not in wanted]
-    if missing or surplus:
-        raise ValueError(f"{where}: missing {missing}, not expected {surplus}")
 
 
 def _line_of(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:

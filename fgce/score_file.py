@@ -25,7 +25,8 @@ ScoreBatch = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
 # Takes explanation and emotion, or None, from a record.
 Taker = Callable[[dict[str, Any]], tuple[Any, Any]]
 
-# Explanation and emotion columns that programs of this field write, looked for in this order.
+# Explanation and emotion columns that programs of this field write, looked for in this order; without them a column
+# of raw answers, <think>...</think><answer>...</answer>, is looked for.
 KNOWN_COLUMNS = (
     ("think_text", "pred"),  # HumanOmni's inference and ours
     ("explanation", "predicted_emotion"),  # FG-CE's own items
@@ -58,7 +59,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Entry:
-    """A record to score; without an item its explanation or emotion is null, as after a failed inference."""
+    """A record to score; without an item it lacks explanation or emotion, as after a failed inference."""
 
     id: str
     item: ScoreItem | None
@@ -70,7 +71,8 @@ async def score_file(
     """Scores every record of `source` into `target`, one ExplanationScore a line in the input's order.
 
     A second run keeps the lines that an interrupted one has written, and asks again for what was missing because of
-    the judge. `<target>.meta.json` holds rubric and judge, so that scores of two rubrics do not mix.
+    the judge. `<target>.meta.json` holds rubric and judge, so that scores of two rubrics do not mix, and
+    `<target>.summary.json` what is returned: the figures of `summarise` under these.
 
     Raises:
         InputError: a record is malformed, lacks a column or repeats an id, or `target` is of another rubric or judge.
@@ -80,10 +82,11 @@ async def score_file(
     todo = [entry.item for entry in entries if entry.item and entry.id not in done]
     if len(todo) < len(entries):
         logger.info("%s: %d of %d explanations have their result", target, len(entries) - len(todo), len(entries))
+    meta = _beside(target, "meta")
     with target.open("a", encoding="utf-8") as lines, tqdm(total=len(todo), unit="expl", disable=None) as bar:
         for start in range(0, len(todo), batch_size):
             response = await score(ScoreRequest(items=todo[start : start + batch_size]))
-            _check_identity(target, response)
+            _check_identity(target, meta, response)
             for result in response.results:
                 done[result.id] = result
                 lines.write(result.model_dump_json() + "\n")
@@ -93,8 +96,10 @@ async def score_file(
     finished = target.with_name(target.name + ".tmp")
     finished.write_text("".join(result.model_dump_json() + "\n" for result in results), encoding="utf-8")
     finished.replace(target)
-    identity = _meta_path(target)
-    return {**(json.loads(identity.read_text()) if identity.exists() else {}), **summarise(results)}
+    identity = json.loads(meta.read_text(encoding="utf-8")) if meta.exists() else {}
+    summary = identity | summarise(results)
+    _beside(target, "summary").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return summary
 
 
 def read_entries(source: Path, columns: Columns) -> Iterator[Entry]:
@@ -115,7 +120,7 @@ def read_entries(source: Path, columns: Columns) -> Iterator[Entry]:
             )
         lines_of[id] = number
         item = None
-        if isinstance(explanation, str) and isinstance(emotion, str):
+        if isinstance(explanation, str) and isinstance(emotion, str) and emotion.strip():
             item = ScoreItem(id=id, explanation=explanation, predicted_emotion=emotion)
         yield Entry(id, item)
 
@@ -155,12 +160,19 @@ def _no_input(id: str) -> ExplanationScore:
 def _taker(source: Path, records: Sequence[tuple[int, dict[str, Any]]], columns: Columns) -> Taker:
     """How to take explanation and emotion from the file's records: by the first record that shows it."""
     pairs = [(columns.explanation or text, columns.emotion or label) for text, label in KNOWN_COLUMNS]
-    for _, record in records:
+    for number, record in records:
         for explanation, emotion in pairs:
             if explanation in record and emotion in record:
                 return lambda one: (one.get(explanation), one.get(emotion))
-        tagged = [key for key, value in record.items() if isinstance(value, str) and _TAGGED.search(value)]
-        if tagged and not (columns.explanation or columns.emotion):  # R1-Omni's output, and anything tagged like it
+        if columns.emotion:
+            continue
+        # a raw answer, such as R1-Omni's
+        looked_at = [columns.explanation] if columns.explanation else list(record)
+        tagged = [key for key in looked_at if all(_split_tagged(record.get(key)))]
+        if len(tagged) > 1:
+            detail = f"the columns {tagged} all hold tagged answers: name the one to score with --explanation"
+            raise InputError(f"{source}:{number}: {detail}")
+        if tagged:
             return lambda one: _split_tagged(one.get(tagged[0]))
     if not records:
         raise InputError(f"{source}: no records")
@@ -185,7 +197,7 @@ def _read_done(target: Path) -> dict[str, ExplanationScore]:
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         target.write_text(whole, encoding="utf-8")
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(whole.split("\n")[:-1], start=1):
         try:
             result = ExplanationScore.model_validate_json(line)
         except ValidationError as error:
@@ -196,16 +208,15 @@ def _read_done(target: Path) -> dict[str, ExplanationScore]:
     return done
 
 
-def _meta_path(target: Path) -> Path:
-    return target.with_name(target.name + ".meta.json")
+def _beside(target: Path, what: str) -> Path:
+    return target.with_name(f"{target.name}.{what}.json")
 
 
-def _check_identity(target: Path, response: ScoreResponse) -> None:
+def _check_identity(target: Path, path: Path, response: ScoreResponse) -> None:
     """Notes rubric and judge of the first answer, and refuses answers of others."""
     if response.rubric is None or response.judge is None:
         return  # nobody answered
     identity = {"rubric": response.rubric.model_dump(), "judge": response.judge.model_dump()}
-    path = _meta_path(target)
     if not path.exists():
         path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     elif json.loads(path.read_text(encoding="utf-8")) != identity:

@@ -83,6 +83,15 @@ class Scorer:
         question = replace(self._question(item, "fine_grained", gen_explanation=False), key=None)
         return await self._score_item(item, question, self._deadline())
 
+    def is_cached(self, request: ScoreRequest) -> bool:
+        """Whether the cache holds every sentence of a request, so that no judge is needed."""
+        questions = (self._question(item, request.score_mode, request.gen_explanation) for item in request.items)
+        return all(
+            self._cache and question.key and self._cache.get(cache_key(question.key, text))
+            for question in questions
+            for text in question.sentences
+        )
+
     async def aclose(self) -> None:
         """Lets go of the judge and the cache."""
         await self.judge.aclose()

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from fgce.admission import OverloadedError, RefusedError
 from fgce.canary import CanaryReport
 from fgce.config import FgceConfig
+from fgce.endpoints import http_url
 from fgce.middleware import BearerToken, BodyLimit, Measured
 from fgce.schema import ScoreItem, ScoreMode, ScoreRequest, ScoreResponse
 from fgce.service import ScoringService, make_service
@@ -131,7 +132,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            logger.info("FG-CE ready at http://%s:%d", host, port)
+            logger.info("FG-CE ready at %s", http_url(host, port))
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         # A port that is closed at once would tell clients of a dead server rather than of one to come back to.

@@ -47,11 +47,12 @@ class ScoringService:
 
         Raises:
             OverloadedError: the queue is full.
-            UnavailableError: the judge did not score the canaries last time, or the server is about to stop.
+            UnavailableError: the judge did not score the canaries last time and is needed, since the cache does not
+                hold all that is asked for; or the server is about to stop.
         """
         if self._draining:
             raise UnavailableError("the server is about to stop", _RECHECK)
-        if self._canaries.last and not self._canaries.last.ready:
+        if self._canaries.last and not self._canaries.last.ready and not self.scorer.is_cached(request):
             raise UnavailableError(f"the judge is not ready: {self._canaries.last.reasons}", _RECHECK)
         start = time.monotonic()
         with self.admission.admit(len(request.items)):

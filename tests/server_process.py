@@ -27,7 +27,7 @@ def server_process(*arguments: str, options: Sequence[str] = ()) -> Iterator[tup
         log = []
         for line in process.stderr:
             log.append(line)
-            if match := re.search(r"FG-CE ready at (http://[\d.:]+)", line):
+            if match := re.search(r"FG-CE ready at (http://[\w.:\[\]]+)", line):
                 yield match.group(1), process
                 return
         raise AssertionError("the server did not start:\n" + "".join(log))

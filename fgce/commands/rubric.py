@@ -30,7 +30,7 @@ def _run(args: argparse.Namespace) -> int:
         protocol = make_protocol(args.prompts, rubric)
         sentence = _EXPLANATION.split(". ")[0] + "."
         result["prompts"] = {"step 1": protocol.ask_label(sentence, _EXPLANATION).messages}
-        for function in rubric.criteria["fine_grained"]:
+        for function in rubric.criteria.fine_grained:
             query = protocol.ask_rating(sentence, _EXPLANATION, function, "anger", "fine_grained", False)
             result["prompts"][f"step 2, {function}"] = query.messages
     show(result)

@@ -66,7 +66,7 @@ def rate_messages(
     mode: ScoreMode,
 ) -> Messages:
     """Step 2. The conclusion's rubric sees only its sentence, the others' see the whole explanation."""
-    criteria = [(str(score), text) for score, text in rubric.criteria[mode][function].items()]
+    criteria = [(str(score), text) for score, text in rubric.levels(mode, function).items()]
     instructions = Template(rubric.prompts.rate).substitute(
         function=function,
         definition=rubric.functions[function].definition,

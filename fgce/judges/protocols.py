@@ -18,6 +18,13 @@ from fgce.schema import SCALES, Function, MissingReason, Modality, ScoreMode
 
 ProtocolName = Literal["json", "fast"]
 
+_ANSWER_TOKENS = 128  # more than either answer has bytes
+
+# Of a reason. A character is four bytes at most, and a token one at least: so many tokens always hold the answer, and
+# no constrained one ends before its closing brace.
+_REASON_CHARS = 400
+_REASON_TOKENS = 4 * _REASON_CHARS
+
 _FENCE = re.compile(r"```\s*json(.*?)(?:```|\Z)", re.DOTALL)
 
 
@@ -80,7 +87,7 @@ class JsonProtocol:
             modality={"enum": list(get_args(Modality))},
             confidence={"enum": [i / 10 for i in range(11)]},
         )
-        return Query(messages, max_tokens=128, schema=schema)
+        return Query(messages, _ANSWER_TOKENS, schema=schema)
 
     def read_label(self, completion: Completion) -> SentenceLabel:
         """As lenient as the authors' server, except that an unknown modality is no answer."""
@@ -106,8 +113,9 @@ class JsonProtocol:
         low, high = SCALES[mode]
         properties: dict[str, Any] = {"score": {"enum": list(range(low, high + 1))}}
         if explain:
-            properties["explanation"] = {"type": "string", "maxLength": 600}
-        return Query(messages, max_tokens=384 if explain else 128, schema=_object_schema(**properties))
+            properties["explanation"] = {"type": "string", "maxLength": _REASON_CHARS}
+        max_tokens = _ANSWER_TOKENS + (_REASON_TOKENS if explain else 0)
+        return Query(messages, max_tokens, schema=_object_schema(**properties))
 
     def read_rating(self, completion: Completion, mode: ScoreMode) -> SentenceRating:
         """A number between two scores counts as the lower one, as in the authors' server."""
@@ -195,7 +203,8 @@ def expected_score(tokens: tuple[TokenChoice, ...], mode: ScoreMode) -> float | 
 def extract_json(text: str) -> Any:
     """The JSON value in a model's answer, bare or in a code fence; None where there is none.
 
-    Fences are read as the authors' server reads them, for endpoints whose decoding is not constrained.
+    Fences are read as the authors' server reads them, for endpoints whose decoding is not constrained. Raw control
+    characters in strings are let pass: constrained decoding can give them.
     """
     text = text.strip()
     if fenced := _FENCE.search(text):
@@ -203,7 +212,7 @@ def extract_json(text: str) -> Any:
     elif len(text) >= 6 and text.startswith("```") and text.endswith("```"):
         text = text[3:-3].strip()
     try:
-        return json.loads(text)
+        return json.loads(text, strict=False)
     except (json.JSONDecodeError, RecursionError):
         return None
 

@@ -8,7 +8,7 @@ from fgce.schema import Function, JudgeInfo, MissingReason, ScoreMode
 
 
 class FakeJudge:
-    """Every sentence is a visual conclusion scored by `score`; one that contains "fail" has no answer."""
+    """Every sentence is a visual conclusion scored by `score`; one that contains `unlucky` has no answer."""
 
     def __init__(
         self, score: Callable[[str], int] = lambda sentence: 4, delay: float = 0.0, name: str = "fake"
@@ -18,6 +18,8 @@ class FakeJudge:
         self.asked: list[str] = []
         self.cancelled = 0
         self.dead = False
+        self.broken = False
+        self.unlucky = "fail"
         self.info = JudgeInfo(backend="fake", model=name, revision="1")
         self.decoding = ""
 
@@ -28,7 +30,9 @@ class FakeJudge:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        if self.dead or "fail" in sentence:
+        if self.broken:
+            raise KeyError("a mistake in the judge")
+        if self.dead or self.unlucky in sentence:
             raise JudgeError(MissingReason.JUDGE_ERROR, "engine died")
         return SentenceLabel("conclusion", "visual", 0.9)
 

@@ -78,6 +78,10 @@ def test_a_scoring_and_people(tmp_path: Path):
     [
         ("id,sentence,function,modality,score\n1,0,summary,visual,3\n", "people.csv:2: 'summary'"),
         ("id,sentence\n1,0\n", "the column 'function' is missing"),
+        ("id,sentence,function,modality,score\n1,0,conclusion,visual,7\n", "people.csv:2: the score 7 is on no scale"),
+        ("id,sentence,function,modality,score\n1,,conclusion,visual,3\n", "people.csv:2: invalid literal"),
+        ("id,function,modality,score,sentence\n1,conclusion,visual,3\n", "people.csv:2: int"),
+        ("id,sentence,function,modality,score\n1,0,conclusion,visual,0\n", "scores of different scales"),
         ("id,sentence,function,modality,score\n99,0,conclusion,visual,3\n", "no sentence in common"),
     ],
 )

@@ -14,6 +14,7 @@ from fgce.config import load_config
 from fgce.rubric import DEFAULT_RUBRIC
 from fgce.schema import ScoreItem
 
+TAGGED = "<think>She is angry.</think><answer>anger</answer>"
 RECORDS = [
     {"id": "a", "think_text": "Her loud voice suggests anger. She is angry.", "pred": "anger"},
     {"id": "b", "think_text": "她很难过。", "pred": "sadness"},
@@ -31,6 +32,8 @@ def test_score_writes_results_and_a_summary(tmp_path: Path, capsys: pytest.Captu
     assert summary["missing"] == {"unsupported_language": 1}
     assert summary["s_coh"] == first["score"]
     assert summary["functions"]["conclusion"] == {"sentences": 1, "score": 5}
+    assert set(summary["modalities"]) == {"audio", "contextual"}
+    assert json.loads((tmp_path / "out.jsonl.summary.json").read_text()) == summary
 
 
 def test_score_reads_csv_with_other_column_names_through_a_server(tmp_path: Path, server_url: str):
@@ -52,6 +55,7 @@ def test_score_reads_csv_with_other_column_names_through_a_server(tmp_path: Path
         ("", "in.jsonl: no records"),
         ("{", "in.jsonl:1: not JSON"),
         ("[]", "in.jsonl:1: expected a JSON object"),
+        (json.dumps({"answer": TAGGED, "truth": TAGGED}), r"in.jsonl:1: the columns \['answer', 'truth'\] all hold"),
     ],
 )
 def test_bad_input_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, said: str):
@@ -66,6 +70,8 @@ def test_bad_settings_are_named(caplog: pytest.LogCaptureFixture, tmp_path: Path
     config.write_text("prot: 8000\n")
     assert main(["serve", "--config", str(config)]) == 2
     assert f"{config}: prot=8000" in caplog.text
+    assert main(["serve", "--set", "judge={backend"]) == 2
+    assert "override 'judge={backend': the value is not YAML" in caplog.text
     assert main(["serve", "--set", "judge.backend=magic"]) == 2
     assert "'magic' found using 'backend' does not match any of the expected tags: 'lexicon'" in caplog.text
 
@@ -82,6 +88,13 @@ def test_every_shipped_configuration_is_valid(repo: Path):
     [
         ({"video": "v.mp4", "gt": "anger", "pred": "anger", "think_text": "She is angry.", "raw_response": "..."}, 5),
         ({"output": "<think>She is angry.</think>\n<answer>happy</answer>"}, 1),
+        (
+            {
+                "prompt": "Reason in <think> </think>, answer in <answer> </answer> tags.",
+                "output": "<think>She is angry.</think><answer>happy</answer>",
+            },
+            1,
+        ),
         ({"explanation": "She is angry.", "predicted_emotion": "angry"}, 5),
         ({"reasoning": "She is angry.", "prediction": "angry"}, 5),
         ({"rationale": "She is angry.", "emotion": "happy"}, 1),
@@ -109,6 +122,20 @@ def test_score_resumes_where_it_was_killed(tmp_path: Path, capsys: pytest.Captur
     assert main(arguments) == 0
     assert target.read_text() == straight
     assert json.loads(capsys.readouterr().out) == summary
+
+
+def test_a_column_of_raw_answers_can_be_named(tmp_path: Path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"answer": TAGGED.replace("<answer>anger", "<answer>joy"), "truth": TAGGED}))
+    assert main(["score", str(source), "--output", str(target), "--explanation", "answer"]) == 0
+    assert json.loads(target.read_text())["score"] == 1
+
+
+def test_a_csv_without_an_emotion_has_nothing_to_judge_against(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source, target = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    source.write_text("id,explanation,emotion\na,She is angry.,anger\nb,She is angry.,\n")
+    assert main(["score", str(source), "--output", str(target)]) == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == {"no_input": 1}
 
 
 def test_scores_of_two_rubrics_do_not_mix(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -153,6 +180,23 @@ def test_replay_recomputes_a_run_and_shows_what_was_tampered_with(
     assert (difference["line"], difference["field"], difference["recorded"]) == (1, "normalised", 0.99)
     log.write_text("{}\n")
     assert main(["replay", str(log)]) == 2
+
+
+def test_replay_does_without_a_line_that_a_killed_server_left_torn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    log = tmp_path / "audit.jsonl"
+    items = [ScoreItem(id="a", explanation="She is angry. 她很难过。", predicted_emotion="anger")]
+    for _ in range(2):
+        with server_process("--set", f"audit={log}") as (url, process):
+            score(items, url)
+            score(items, url)
+            process.kill()
+        whole = log.read_bytes()
+        log.write_bytes(whole[: whole.rindex("她".encode()) + 1])
+    assert main(["replay", str(log)]) == 0
+    assert json.loads(capsys.readouterr().out)["explanations"] == 2
+    assert caplog.text.count("a torn line") == 2
 
 
 def test_structured_logs_hold_each_request(repo: Path):

@@ -118,6 +118,8 @@ def test_where_to_connect(monkeypatch: pytest.MonkeyPatch):
     assert connect_args() == (["http://127.0.0.1:8000"], None)
     monkeypatch.setenv("POD_IP", "10.0.0.7")
     assert connect_args()[0] == ["http://10.0.0.7:8000"]
+    monkeypatch.setenv("POD_IP", "fd00::7")
+    assert connect_args()[0] == ["http://[fd00::7]:8000"]
     monkeypatch.setenv("FGCE_URL", "http://node3:9000/, http://node4:9000\n")
     monkeypatch.setenv("FGCE_TOKEN", "t")
     assert connect_args() == (["http://node3:9000", "http://node4:9000"], "t")
@@ -129,7 +131,9 @@ def test_nobody_listening_is_missing_too():
     assert {result.reason for result in response.results} == {"unreachable"}
 
 
-async def test_another_server_answers_for_a_dead_one():
+async def test_another_server_answers_for_a_dead_one(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr("fgce.endpoints.time", SimpleNamespace(monotonic=lambda: now[0]))
     asked: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -137,7 +141,11 @@ async def test_another_server_answers_for_a_dead_one():
         return reset(request) if request.url.host == "dead" else httpx.Response(200, json=GOOD)
 
     two = FgceClient("http://dead,http://alive", transport=httpx.MockTransport(answer))
-    for _ in range(12):
+    for _ in range(6):
+        assert (await two.score(ITEMS)).results[0].score == 5
+    assert asked.count("dead") == 1  # the other one comes first for a moment
+    for _ in range(6):
+        now[0] += 1.5
         assert (await two.score(ITEMS)).results[0].score == 5
     assert asked.count("dead") == 5  # then it is left alone
 

@@ -1,7 +1,9 @@
 """The scorer over any judge: cache, joining, limits, deadlines, and what a judge may do wrong."""
 
 import asyncio
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,20 @@ def test_an_unusable_cache_file_is_named(tmp_path: Path):
     path.write_text("this is no database, but a text of some length " * 50)
     with pytest.raises(CacheError, match=str(path)):
         ScoreCache(path)
+
+
+async def test_a_cache_that_fails_later_on_costs_a_question_and_no_score(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "scores.db"
+    judge = FakeJudge()
+    scorer = Scorer(judge, RUBRIC, cache=ScoreCache(path))
+    await score(scorer, "One.")
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE scores SET score = '{\"status\": 1}'")
+    assert (await score(scorer, "One.")).score == 4
+    assert len(judge.asked) == 2
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DROP TABLE scores")
+    assert (await score(scorer, "One.")).score == 4
+    assert f"{path}: a score cannot be kept" in caplog.text

@@ -1,7 +1,10 @@
 """A real server process over real HTTP."""
 
+import socket
+
 import httpx
 import pytest
+from server_process import StartServer
 
 from fgce.client import FgceClient
 from fgce.rubric import load_rubric
@@ -118,3 +121,15 @@ async def test_client_scores_over_http(server_url: str):
     assert [result.id for result in response.results] == [str(i) for i in range(8)]
     assert all(result.status == "ok" and result.normalised > 0.7 for result in response.results)
     assert response.rubric == load_rubric().info
+
+
+def test_an_ipv6_address_is_logged_as_a_url(start_server: StartServer):
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    url = start_server("--host", "::1")
+    assert url.startswith("http://[::1]:")
+    item = ScoreItem(id="a", explanation="She is angry.", predicted_emotion="anger")
+    assert FgceClient(url).score_sync([item]).results[0].score == 5

@@ -11,6 +11,7 @@ import pytest
 from fake_judge import FakeJudge
 
 from fgce.audit import AuditLog
+from fgce.cache import ScoreCache
 from fgce.config import ConfigError, FgceConfig, Limits
 from fgce.rubric import load_rubric
 from fgce.scorer import Scorer
@@ -22,10 +23,11 @@ ITEM = {"id": "a", "explanation": "One. Two.", "predicted_emotion": "sad"}
 
 @asynccontextmanager
 async def app(
-    judge: FakeJudge, audit: Path | None = None, probe_holds: float = 0.0, **settings
+    judge: FakeJudge, audit: Path | None = None, cache: Path | None = None, probe_holds: float = 0.0, **settings
 ) -> AsyncIterator[httpx.AsyncClient]:
     config = FgceConfig(**settings)
-    scorer = Scorer(judge, load_rubric(), max_sentences=config.limits.sentences)
+    kept = ScoreCache(cache) if cache else None
+    scorer = Scorer(judge, load_rubric(), cache=kept, max_sentences=config.limits.sentences)
     log = AuditLog(audit) if audit else None
     service = ScoringService(scorer, queue=config.limits.queue, audit=log, probe_holds=probe_holds)
     server = create_app(config, service)
@@ -150,6 +152,40 @@ async def test_a_judge_that_is_not_ready_answers_503_with_retry_after_until_it_i
         judge.dead = False
         await http.get("/readyz")
         assert (await http.post("/v1/score", json=items(1))).status_code == 200
+
+
+async def test_a_judge_that_is_not_ready_is_not_needed_for_what_the_cache_holds(tmp_path: Path):
+    judge = FakeJudge()
+    async with app(judge, cache=tmp_path / "scores.db") as http:
+        first = await http.post("/v1/score", json=items(2))
+        judge.dead = True
+        await http.get("/readyz")
+        again = await http.post("/v1/score", json=items(2))
+        assert (again.status_code, again.json()) == (200, first.json())
+        assert (await http.post("/v1/score", json=items(3))).status_code == 503
+
+
+async def test_a_judge_that_breaks_its_contract_turns_readiness_red_and_the_checks_go_on():
+    judge = FakeJudge()
+    async with app(judge, canary_every=0.05) as http:
+        judge.broken = True
+        await asyncio.sleep(0.2)
+        assert "fgce_ready 0.0" in (await http.get("/metrics")).text
+        assert "KeyError('a mistake in the judge')" in (await http.get("/readyz")).json()["reasons"]["coherent"]
+        judge.broken = False
+        await asyncio.sleep(0.2)
+        assert "fgce_ready 1.0" in (await http.get("/metrics")).text
+
+
+async def test_a_canary_that_lost_a_sentence_has_not_drifted():
+    judge = FakeJudge()
+    async with app(judge) as http:
+        judge.unlucky = "wall behind her"
+        judge.score = lambda sentence: 5 if "angry" in sentence else 1
+        first = (await http.get("/readyz")).json()
+        assert (first["ready"], first["drifted"]) == (True, [])
+        judge.unlucky = "fail"
+        assert (await http.get("/readyz")).json()["drifted"] == []
 
 
 async def test_canaries_are_scored_by_the_clock_and_drift_is_in_metrics_and_log(caplog: pytest.LogCaptureFixture):

@@ -2,7 +2,9 @@
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import Popen
 
 import httpx
 import psutil
@@ -21,15 +23,16 @@ pytest.importorskip(
 pytestmark = pytest.mark.slow
 
 CUES = ("Her brows are lowered", "His voice is loud", "Her eyes are wide", "The speech is slow")
-# 100 explanations of 5 sentences
-ITEMS = [
+# 1000 explanations of 5 sentences
+MANY = [
     ScoreItem(
         id=str(i),
         explanation=f"{CUES[i % 4]} in take {i}. Something else. His hands rest. This suggests fear. He is afraid.",
         predicted_emotion="fear",
     )
-    for i in range(100)
+    for i in range(1000)
 ]
+ITEMS = MANY[:100]
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +41,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_chat_model(tmp_path_factory.mktemp("model"), texts)
 
 
-def settings(model: Path, protocol: str) -> list[str]:
+def settings(model: Path, protocol: str, timeout: float = 400.0) -> list[str]:
     limits = "max_model_len: 4096, max_num_seqs: 64, enforce_eager: true"
     judge = f"{{backend: vllm, model: {model}, protocol: {protocol}, {limits}}}"
-    return ["--set", f"judge={judge}", "--set", "timeout=400.0"]
+    return ["--set", f"judge={judge}", "--set", f"timeout={timeout}"]
 
 
 def metric(url: str, name: str) -> float:
     found = re.search(rf"^{re.escape(name)} (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
     return float(found.group(1)) if found else 0.0
+
+
+def wait_for_readiness(url: str, status: int) -> None:
+    deadline = time.monotonic() + 60
+    while httpx.get(f"{url}/readyz", timeout=120).status_code != status:
+        assert time.monotonic() < deadline
+        time.sleep(1)
 
 
 @pytest.mark.parametrize("protocol", ["json", "fast"])
@@ -64,22 +74,42 @@ def test_no_answer_of_500_sentences_fails_to_parse(model: Path, protocol: str):
             scored = [s for s in sentences if s.score is not None]
             assert all(s.expected is not None and 1 <= s.expected <= 5 for s in scored)
             assert all(s.confidence is not None and 0 < s.confidence <= 1 for s in sentences)
+        explained = FgceClient(url, deadline=450).score_sync(ITEMS[:20], gen_explanation=True).results
+        sentences = [sentence for result in explained for sentence in result.sentences]
+        assert [s.detail for s in sentences if s.status == "missing"] == []
+        assert all(s.explanation is not None for s in sentences if s.score is not None)
+
+
+def engine_load(server: Popen[str]) -> float:
+    """Processor seconds that the engine takes in a second."""
+    processes = psutil.Process(server.pid).children(recursive=True)
+    before = sum(process.cpu_times().user for process in processes)
+    time.sleep(3)
+    return (sum(process.cpu_times().user for process in processes) - before) / 3
+
+
+def test_a_deadline_ends_the_work_in_the_engine(model: Path):
+    """Slow: loads vLLM. What is asked for here would keep it busy for a minute or so."""
+    with server_process(*settings(model, "json", timeout=8.0)) as (url, process), ThreadPoolExecutor() as pool:
+        wait_for_readiness(url, 200)
+        scoring = pool.submit(FgceClient(url, deadline=60, attempts=1).score_sync, MANY)
+        time.sleep(2)
+        busy = engine_load(process)
+        assert "timeout" in {result.reason for result in scoring.result().results}
+        time.sleep(1)
+        assert engine_load(process) < busy / 5
 
 
 def test_a_killed_engine_turns_readiness_red_and_a_restart_recovers(model: Path):
     """Slow: loads vLLM twice."""
     with server_process(*settings(model, "fast")) as (url, process):
-        assert httpx.get(f"{url}/readyz", timeout=120).status_code == 200
-        cores = [
-            p for p in psutil.Process(process.pid).children(recursive=True) if "EngineCore" in " ".join(p.cmdline())
-        ]
+        wait_for_readiness(url, 200)
+        children = psutil.Process(process.pid).children(recursive=True)
+        cores = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
         assert cores
         for core in cores:
             core.kill()
-        deadline = time.monotonic() + 60
-        while httpx.get(f"{url}/readyz", timeout=60).status_code != 503 and time.monotonic() < deadline:
-            time.sleep(1)
-        assert httpx.get(f"{url}/readyz").status_code == 503
+        wait_for_readiness(url, 503)
         assert httpx.get(f"{url}/healthz").status_code == 200
         results = FgceClient(url).score_sync(ITEMS[:3]).results
         assert {(result.status, result.reason) for result in results} == {("missing", "overloaded")}
