@@ -23,6 +23,7 @@ from workload import SIZES, make_clips, make_model, make_processor, question_of,
 
 from fgce.client import FgceClient
 from humanomni.configuration import HumanOmniConfig
+from humanomni.modeling import cast_ahead
 from humanomni.training.clips import ClipLoader
 from humanomni.training.grpo import GRPOArguments, load_prompts
 from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer, JudgeWatch
@@ -81,17 +82,17 @@ def bench_grpo(size: str, workload: Workload, config: HumanOmniConfig, folder: P
     model_path = save_without_weights(config, processor, folder / "model")
     question = question_of(processor, PROMPT_TEXT_TOKENS)
     clips = make_clips(folder / "clips", workload.prompts)
-    repeats = options.steps
-    records = write_records(folder / "grpo.jsonl", [*clips] * 1, question, "happy")
+    records = write_records(folder / "grpo.jsonl", clips, question, "happy")
     rows = workload.prompts * workload.completions
+    a_pass = min(options.rows or workload.grpo_pass, rows)
     args = GRPOArguments(
         output_dir=str(folder / "grpo"),
         model_path=str(model_path),
         train_data=str(records),
-        max_steps=repeats,
+        max_steps=options.steps,
         num_generations=workload.completions,
-        per_device_train_batch_size=min(options.rows or workload.grpo_pass, rows),
-        gradient_accumulation_steps=rows // min(options.rows or workload.grpo_pass, rows),
+        per_device_train_batch_size=a_pass,
+        gradient_accumulation_steps=rows // a_pass,
         max_completion_length=COMPLETION_TOKENS,
         top_k=50,
         beta=0.04,
@@ -104,11 +105,11 @@ def bench_grpo(size: str, workload: Workload, config: HumanOmniConfig, folder: P
         generation_kwargs={"suppress_tokens": [*processor.placeholder_ids, processor.tokenizer.eos_token_id]},
         **_quiet(),
     )
-    model = make_model(config, "cuda", torch.float32)
-    model.config._name_or_path = str(model_path)
+    model = make_model(config, "cuda", getattr(torch, options.dtype))
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.set_trainable(SFT_PARTS)
+    cast_ahead(model, torch.bfloat16)
     loader = ClipLoader(processor, MODALITY, folder / "cache")
     for clip in clips:
         loader.load(clip)
@@ -143,7 +144,7 @@ def bench_sft(size: str, workload: Workload, config: HumanOmniConfig, folder: Pa
     target_tokens = len(processor.tokenizer(f"{target}<|im_end|>\n", add_special_tokens=False)["input_ids"])
     question = question_of(processor, SFT_TEXT_TOKENS - target_tokens)
     clips = make_clips(folder / "clips", workload.sft_rows)
-    records = write_records(folder / "sft.jsonl", clips, question, target)
+    records = write_records(folder / "sft.jsonl", clips * (options.steps + 1), question, target)
     rows = min(options.rows or workload.sft_pass, workload.sft_rows)
     args = SFTArguments(
         output_dir=str(folder / "sft"),
@@ -161,8 +162,9 @@ def bench_sft(size: str, workload: Workload, config: HumanOmniConfig, folder: Pa
     loader = ClipLoader(processor, MODALITY, folder / "cache")
     for clip in clips:
         loader.load(clip)
-    model = make_model(config, "cuda", torch.float32)
+    model = make_model(config, "cuda", getattr(torch, options.dtype))
     model.set_trainable(SFT_PARTS)
+    cast_ahead(model, torch.bfloat16)
     clock = StepClock(options.profile)
     trainer = SFTTrainer(
         model=model,
@@ -210,6 +212,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--stage", choices=("grpo", "sft"), help="both, one after the other")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps, of which the first two warm up")
     parser.add_argument("--rows", type=int, help="rows of a forward and backward pass")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the trained weights")
     parser.add_argument("--profile", action="store_true", help="name the top costs of the last step")
     options = parser.parse_args(command_line)
     benches = {"grpo": bench_grpo, "sft": bench_sft}

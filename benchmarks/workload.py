@@ -188,14 +188,14 @@ def _encode_clip(path: Path, seed: int) -> None:
 
 
 def write_records(path: Path, clips: Sequence[Path], question: str, target: str) -> Path:
-    """A JSONL of one record a clip."""
+    """A JSONL of one record for each of ``clips``, which may repeat."""
     rows = [
         {
-            "id": clip.stem,
+            "id": f"{number}-{clip.stem}",
             "video": str(clip),
             "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": target}],
         }
-        for clip in clips
+        for number, clip in enumerate(clips)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

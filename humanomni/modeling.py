@@ -116,12 +116,15 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
 
     def encode_frames(self, pixel_values: Tensor) -> Tensor:
         """Frames [B, T, 3, H, W] -> SigLIP patches [B, T, N, V]."""
-        patches = self.vision_tower(pixel_values.flatten(0, 1)).last_hidden_state
+        with computing_in_its_dtype(self.vision_tower):
+            frames = pixel_values.flatten(0, 1).to(self.vision_tower.dtype)
+            patches = self.vision_tower(frames).last_hidden_state
         return patches.unflatten(0, pixel_values.shape[:2])
 
     def encode_audio(self, input_features: Tensor) -> Tensor:
         """Log-mel [B, M, F] -> Whisper states [B, F/2, A], after the encoder's final norm."""
-        return self.audio_tower(input_features.to(self.audio_tower.dtype)).last_hidden_state
+        with computing_in_its_dtype(self.audio_tower):
+            return self.audio_tower(input_features.to(self.audio_tower.dtype)).last_hidden_state
 
     def gate_weights(self, gate_input_ids: Tensor, gate_attention_mask: Tensor) -> Tensor:
         """Instruction tokens [B, S] -> weights [B, 3] of the video, body and face branches (softmax, float32)."""
@@ -375,6 +378,27 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
                 if (device == "cpu" or length % _STOP_CHECK_EVERY == 0) and not going_on.any():
                     return ids[:, :length]
                 logits = decoder.step(tokens)
+
+
+def cast_ahead(model: nn.Module, dtype: torch.dtype) -> None:
+    """Casts the frozen weights that autocast would cast at every use, those of matrix products and convolutions.
+
+    Norms and embeddings keep their precision, as under autocast. Frozen towers are cast whole, for they then compute in
+    ``dtype`` throughout, as the authors' do.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        tower = isinstance(module, VisionTower | WhisperEncoder)
+        if tower or isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            for parameter in module.parameters():
+                if not parameter.requires_grad and (tower or id(parameter) not in embeddings):
+                    parameter.data = parameter.data.to(dtype)
+
+
+def computing_in_its_dtype(module: PreTrainedModel) -> torch.autocast:
+    """Turns autocast off for a module in half precision, whose every norm it would answer with float32."""
+    half = module.dtype != torch.float32
+    return torch.autocast(module.device.type, enabled=not half and torch.is_autocast_enabled(module.device.type))
 
 
 def placeholder_rows(

@@ -11,7 +11,7 @@ from trl import GRPOConfig
 
 from fgce.canary import CANARIES
 from fgce.client import FgceClient
-from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
+from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration, cast_ahead
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import MODALITIES, conversation
 from humanomni.records import Record, read_records, resolve_video
@@ -105,6 +105,8 @@ def run_grpo(args: GRPOArguments) -> None:
     # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
     model = HumanOmniForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32)
     model.set_trainable(args.trainable_parts)
+    if args.bf16:
+        cast_ahead(model, torch.bfloat16)
     prompts = load_prompts(train_path, data_root, args.modality)
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     per_step //= args.num_generations

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
+from trl.trainer.utils import add_fused_lm_head
 
 from humanomni.media import MediaError
-from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
+from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration, cast_ahead
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import MODALITIES
 from humanomni.records import JsonlWriter, Record, read_records, resolve_video
@@ -57,6 +58,7 @@ class SFTArguments(TrainingArguments):
         require_known("trainable_parts", self.trainable_parts, PARTS)
         self.remove_unused_columns = False
         self.label_names = ["labels"]
+        self.prediction_loss_only = True
 
 
 @dataclass(frozen=True)
@@ -134,15 +136,17 @@ class SFTCollator:
 class SFTTrainer(Trainer):
     """transformers' trainer that writes down what it could not learn from and stops at a loss that is no number."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: HumanOmniForConditionalGeneration, *args: Any, **kwargs: Any) -> None:
+        # Logits of the targets alone, a tile at a time: all of a batch's in float32 would be its largest tensor.
+        add_fused_lm_head(model)
+        super().__init__(model, *args, **kwargs)
         self.skipped = SkippedSamples(output_folder(self.args) / f"skipped.rank{self.args.process_index}.jsonl")
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         problems = inputs.pop("problems", [])
         for record, problem in problems:
             self.skipped.add(record, problem)
-        result = super().compute_loss(model, inputs, *args, **kwargs)
+        result = super().compute_loss(model, inputs | {"fused_lm_head": True}, *args, **kwargs)
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss) and (inputs["labels"] != -100).any():
             raise FloatingPointError(
@@ -184,6 +188,8 @@ def run_sft(args: SFTArguments) -> None:
     # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
     model = HumanOmniForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32)
     model.set_trainable(args.trainable_parts)
+    if args.bf16:
+        cast_ahead(model, torch.bfloat16)
     clips = ClipLoader(processor, args.modality, Path(args.clip_cache) if args.clip_cache else None)
     train = SFTDataset(train_path, processor, clips, data_root, args)
     validation = None
