@@ -1,7 +1,7 @@
 """Samples a second of batch inference on one GPU, the decoding of 720p clips included.
 
-    python benchmarks/infer_bench.py --size 0.5B               # a minute on one H200
-    python benchmarks/infer_bench.py --size 7B --profile
+python benchmarks/infer_bench.py --size 0.5B               # a minute on one H200
+python benchmarks/infer_bench.py --size 7B --profile
 """
 
 import argparse
@@ -9,16 +9,19 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 import torch
-from measure import Phases, profiled, synchronised_time
+from measure import Ceilings, Phases, profiled, synchronised_time
+from roofline import Roofline
+from transformers import set_seed
 from workload import SIZES, make_clips, make_processor, question_of, save_without_weights
 
 from humanomni.inference import Item, Predictor
 from humanomni.records import Record
-from transformers import set_seed
+from humanomni.training.clips import ClipLoader
 
 PROMPT_TEXT_TOKENS, NEW_TOKENS = 100, 256
 BATCH = {"0.5B": 32, "7B": 8}
@@ -70,12 +73,19 @@ def main(command_line: Sequence[str] | None = None) -> None:
             else:
                 done = list(islice(answers, batch))
             seconds.append(synchronised_time() - begin)
+        begin = synchronised_time()
+        with ThreadPoolExecutor(options.num_workers) as pool:
+            list(pool.map(ClipLoader(processor, "video_audio").load, clips[:batch]))
+        decoding = batch / (synchronised_time() - begin)
+        roofline = Roofline(config, predictor.model, Ceilings.measure(), PROMPT_TEXT_TOKENS)
         steady = seconds[1 : -1 if options.profile else None]
         result = {
             "size": options.size,
             "batch": batch,
             "samples_a_s": round(batch * len(steady) / sum(steady), 2),
+            "decoding_alone_samples_a_s": round(decoding, 2),
             "batches_s": [round(one, 3) for one in seconds],
+            "roofline_batch_s": round(roofline.inference(batch, NEW_TOKENS), 3),
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
             "phases_mean_s": {name: round(total / len(seconds), 3) for name, total in phases.seconds.items()},
             "first_outcome": str(done[0][1])[:80],

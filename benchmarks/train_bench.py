@@ -1,14 +1,13 @@
 """Seconds and memory of an optimizer step of GRPO and of SFT on one GPU, through the real trainers.
 
-    python benchmarks/train_bench.py --size 0.5B                    # both stages; 2 minutes on one H200
-    python benchmarks/train_bench.py --size 7B --stage grpo --profile
+python benchmarks/train_bench.py --size 0.5B                    # both stages; 2 minutes on one H200
+python benchmarks/train_bench.py --size 7B --stage grpo --profile
 """
 
 import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from measure import Phases, profiled, synchronised_time
-from torch import nn
+from measure import Ceilings, Phases, profiled, synchronised_time
+from roofline import Roofline
 from transformers import Trainer, TrainerCallback
 from workload import SIZES, make_clips, make_model, make_processor, question_of, save_without_weights, write_records
 
@@ -28,6 +27,7 @@ from humanomni.training.clips import ClipLoader
 from humanomni.training.grpo import GRPOArguments, load_prompts
 from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer, JudgeWatch
 from humanomni.training.rewards import make_rewards
+from humanomni.training.run import compile_layers
 from humanomni.training.sft import SFT_PARTS, SFTArguments, SFTCollator, SFTDataset, SFTTrainer
 
 PROMPT_TEXT_TOKENS = 100  # of GRPO, besides the media's
@@ -44,7 +44,7 @@ class Workload:
     completions: int
     sft_rows: int = 32
     grpo_pass: int = 32
-    sft_pass: int = 8
+    sft_pass: int = 16
     gradient_checkpointing: bool = False
 
 
@@ -76,7 +76,7 @@ class StepClock(TrainerCallback):
         self._begin = synchronised_time()
 
 
-def bench_grpo(size: str, workload: Workload, config: HumanOmniConfig, folder: Path, options: Any) -> dict[str, Any]:
+def bench_grpo(workload: Workload, config: HumanOmniConfig, folder: Path, options: Any) -> dict[str, Any]:
     """One GRPO step: rollouts, reference, rewards, loss, optimizer."""
     processor = make_processor(config)
     model_path = save_without_weights(config, processor, folder / "model")
@@ -134,10 +134,12 @@ def bench_grpo(size: str, workload: Workload, config: HumanOmniConfig, folder: P
         ("training_step", "all but the optimizer"),
     ):
         phases.watch(trainer, method, name)
-    return run(trainer, clock, phases, rows)
+    roofline = Roofline(config, model, Ceilings.measure(), PROMPT_TEXT_TOKENS)
+    floor = roofline.grpo(workload.prompts, workload.completions, COMPLETION_TOKENS, workload.gradient_checkpointing)
+    return run(trainer, clock, phases, rows) | {"roofline_s": round(floor, 3)}
 
 
-def bench_sft(size: str, workload: Workload, config: HumanOmniConfig, folder: Path, options: Any) -> dict[str, Any]:
+def bench_sft(workload: Workload, config: HumanOmniConfig, folder: Path, options: Any) -> dict[str, Any]:
     """One SFT step of the effective batch."""
     processor = make_processor(config)
     target = "<think>" + " a" * 150 + "</think>\n<answer>happy</answer>"
@@ -165,6 +167,7 @@ def bench_sft(size: str, workload: Workload, config: HumanOmniConfig, folder: Pa
     model = make_model(config, "cuda", getattr(torch, options.dtype))
     model.set_trainable(SFT_PARTS)
     cast_ahead(model, torch.bfloat16)
+    compile_layers(model)
     clock = StepClock(options.profile)
     trainer = SFTTrainer(
         model=model,
@@ -177,7 +180,9 @@ def bench_sft(size: str, workload: Workload, config: HumanOmniConfig, folder: Pa
     phases = Phases()
     phases.watch(trainer, "compute_loss", "forward")
     phases.watch(trainer, "training_step", "forward and backward")
-    return run(trainer, clock, phases, workload.sft_rows)
+    roofline = Roofline(config, model, Ceilings.measure(), SFT_TEXT_TOKENS)
+    floor = roofline.sft(workload.sft_rows, target_tokens, workload.gradient_checkpointing)
+    return run(trainer, clock, phases, workload.sft_rows) | {"roofline_s": round(floor, 3)}
 
 
 def run(trainer: Trainer, clock: StepClock, phases: Phases, rows: int) -> dict[str, Any]:
@@ -218,9 +223,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     benches = {"grpo": bench_grpo, "sft": bench_sft}
     for stage in [options.stage] if options.stage else list(benches):
         with tempfile.TemporaryDirectory() as folder:
-            result = benches[stage](
-                options.size, WORKLOADS[options.size], SIZES[options.size].config(), Path(folder), options
-            )
+            result = benches[stage](WORKLOADS[options.size], SIZES[options.size].config(), Path(folder), options)
         sys.stdout.write(json.dumps({"size": options.size, "stage": stage, **result}) + "\n")
         sys.stdout.flush()
 

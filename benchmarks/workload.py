@@ -1,4 +1,4 @@
-"""What the benchmarks run: HumanOmni at its published sizes with seeded random weights, clips, and the hardware's limits.
+"""What the benchmarks run: HumanOmni at its published sizes with seeded random weights, on clips made here.
 
 Nothing is downloaded. Prompts hold as many tokens as those that the authors' code was measured with; random weights
 cost what trained ones cost.

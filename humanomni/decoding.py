@@ -41,9 +41,10 @@ class Decoder:
         self._source: nn.ModuleList = nn.ModuleList([language_model, lm_head])
         same = all(parameter.dtype == dtype for parameter in self._source.parameters())
         self._modules = self._source if same else copy.deepcopy(self._source).to(dtype)
-        config = language_model.config
+        config: Any = language_model.config
         device = lm_head.weight.device
-        head_width = language_model.layers[0].self_attn.head_dim
+        first_layer: Any = language_model.layers[0]
+        head_width = first_layer.self_attn.head_dim
         shape = (config.num_hidden_layers, rows, config.num_key_value_heads, self.capacity, head_width)
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros_like(self._keys)
@@ -57,6 +58,10 @@ class Decoder:
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             self._layer = torch.compile(_decode_layer, fullgraph=True, dynamic=False)
+
+    @property
+    def _parts(self) -> tuple[Any, Any]:
+        return self._modules[0], self._modules[1]
 
     def fits(self, lm_head: nn.Linear, dtype: torch.dtype, rows: int, positions: int) -> bool:
         """Whether this decoder can take a batch of these weights and sizes."""
@@ -77,10 +82,10 @@ class Decoder:
         Returns:
             Logits of the next token, one row a copy, [B * copies, vocabulary].
         """
-        language_model, lm_head = self._modules
+        language_model, lm_head = self._parts
         prompts, length = mask_BP.shape
         positions_BP = (mask_BP.cumsum(dim=1) - 1).clamp(min=0)
-        cache = DynamicCache(config=language_model.config)
+        cache: Any = DynamicCache(config=language_model.config)
         hidden = language_model(
             inputs_embeds=embeds_BPD.to(self.dtype),
             attention_mask=mask_BP,
@@ -129,7 +134,7 @@ class Decoder:
 
     def _run(self) -> None:
         """One step, in place; no look at a value, so that it can be captured."""
-        language_model, lm_head = self._modules
+        language_model, lm_head = self._parts
         self._positions.add_(1)
         self._slot.add_(1)
         self._bias.index_fill_(3, self._slot, 0)

@@ -6,7 +6,7 @@ audio and language model, M mel bins, F mel frames.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -339,8 +339,14 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
         """
         reads_embeddings = model_kwargs.get("inputs_embeds") is not None
         if synced_gpus or streamer is not None or generation_config.return_dict_in_generate or reads_embeddings:
-            return super()._sample(  # type: ignore[misc]
-                input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
+            return super()._sample(  # type: ignore[misc] # its self is a protocol
+                cast(torch.LongTensor, input_ids),
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                synced_gpus,
+                streamer,
+                **model_kwargs,
             )
         copies = generation_config.num_return_sequences or 1
         mask = model_kwargs["attention_mask"]

@@ -17,8 +17,8 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather
 from torch import Tensor, nn
-from trl import GRPOConfig, GRPOTrainer
 from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head, split_tensor_dict
 
 from humanomni.media import MediaError
@@ -83,6 +83,7 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
     num_generations: int
     num_generations_eval: int
     reward_funcs: list[Any]
+    _buffered_inputs: Any
 
     def __init__(
         self,
@@ -171,14 +172,19 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         return media
 
     def _generate_single_turn(
-        self, prompt_ids: list[list[int]], images: None, media: dict[str, Tensor], num_generations: int, **kwargs: Any
+        self,
+        prompt_ids: list[list[int]],
+        images: None,
+        multimodal_fields: dict[str, Tensor],
+        num_generations: int,
+        has_tool_images: bool = False,
     ) -> tuple[list[list[int]], None]:
         """TRL's, with one prefill for the completions of a prompt, which follow one another; decoding is in bf16."""
         group = math.gcd(num_generations, len(prompt_ids))
         self.generation_config.num_return_sequences = group
-        media = {name: value[::group] for name, value in media.items()}
+        media = {name: value[::group] for name, value in multimodal_fields.items()}
         with self.accelerator.autocast():
-            return super()._generate_single_turn(prompt_ids[::group], images, media, num_generations, **kwargs)
+            return super()._generate_single_turn(prompt_ids[::group], images, media, num_generations)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -191,7 +197,7 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         inputs = super()._prepare_inputs(generation_batch)
         if self._shuffled:
             self._shuffled = False
-            parts = self._buffered_inputs
+            parts: list[dict[str, Any]] = self._buffered_inputs
             order = torch.cat([part["clip_index"] for part in parts]).argsort(stable=True)
             whole = {
                 name: torch.cat([part[name] for part in parts])[order] if value.dim() else value

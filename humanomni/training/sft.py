@@ -21,6 +21,7 @@ from humanomni.records import JsonlWriter, Record, read_records, resolve_video
 from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
 from humanomni.training.run import (
     ConfigurationError,
+    compile_layers,
     describe_run,
     last_checkpoint,
     output_folder,
@@ -203,6 +204,7 @@ def run_sft(args: SFTArguments) -> None:
         return
     if args.process_index == 0:
         save_manifest(args, stage="sft", records=len(train))
+    compile_layers(model)
     trainer = SFTTrainer(
         model=model,
         args=args,
