@@ -42,7 +42,9 @@ def parse_arguments(arguments_class: type[Arguments], command_line: Sequence[str
     flags = list(sys.argv[1:] if command_line is None else command_line)
     parser = TrlParser([arguments_class])  # type: ignore[list-item] # its protocol wants dict fields
     if "--config" in flags[:-1]:
-        check_config_file(Path(flags[flags.index("--config") + 1]), arguments_class)
+        place = flags.index("--config")
+        parser.set_defaults_with_config(**read_config(Path(flags[place + 1]), arguments_class))
+        del flags[place : place + 2]
     try:
         (arguments,) = parser.parse_args_and_config(flags)
     except importlib.metadata.PackageNotFoundError as error:
@@ -54,8 +56,10 @@ def parse_arguments(arguments_class: type[Arguments], command_line: Sequence[str
     return arguments
 
 
-def check_config_file(path: Path, arguments_class: type) -> None:
-    """Checks the keys of a YAML file and the types of its values, which TRL takes as they come.
+def read_config(path: Path, arguments_class: type) -> dict[str, Any]:
+    """Reads a YAML file and checks its keys and the types of their values, which TRL takes as they come.
+
+    A file may begin with ``extends: OTHER.yaml``, a path from its own folder: it then says only what differs.
 
     Raises:
         ConfigurationError: for the first fault; names the file, the key and the value.
@@ -68,6 +72,9 @@ def check_config_file(path: Path, arguments_class: type) -> None:
         raise ConfigurationError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path} must hold keys and values, as in seed: 0")
+    base = content.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        raise ConfigurationError(f"{path}: extends must be a file's name, not {base!r}")
     types = get_type_hints(arguments_class)
     for key, value in content.items():
         if key not in types:
@@ -77,6 +84,10 @@ def check_config_file(path: Path, arguments_class: type) -> None:
             TypeAdapter(types[key]).validate_python(value)
         except ValidationError as error:
             raise ConfigurationError(f"{path}: {key}: {value!r} does not fit. {error.errors()[0]['msg']}") from error
+    try:
+        return (read_config(path.parent / base, arguments_class) if base else {}) | content
+    except RecursionError:
+        raise ConfigurationError(f"{path}: extends goes round in a circle") from None
 
 
 def require_known(key: str, values: Sequence[str], known: Iterable[str]) -> None:
