@@ -147,7 +147,8 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
         """Token embeddings with the media's tokens in the placeholders' places.
 
         Row b of every media tensor belongs to row b of ``input_ids``; rows without a placeholder of that kind are not
-        run through its tower.
+        run through its tower. A media tensor without rows, for prompts without its placeholders, runs its parts on
+        nothing: processes that reduce gradients together then all have theirs.
 
         Args:
             input_ids: [B, S] with one placeholder a feature, as the processor writes them.
@@ -173,7 +174,7 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
             if vision_features is not None:
                 patches = vision_features[has_video].to(embeds.dtype)
             elif pixel_values is not None:
-                patches = self.encode_frames(pixel_values[has_video])
+                patches = self.encode_frames(pixel_values[has_video[: len(pixel_values)]])
             tokens = self.video_tokens(patches, gate_input_ids[has_video], gate_attention_mask[has_video])
             embeds = embeds.masked_scatter(video_mask.unsqueeze(-1), tokens.to(embeds.dtype))
 
@@ -182,7 +183,7 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
             if audio_features is not None:
                 states = audio_features[has_audio].to(embeds.dtype)
             elif input_features is not None:
-                states = self.encode_audio(input_features[has_audio])
+                states = self.encode_audio(input_features[has_audio[: len(input_features)]])
             tokens = self.audio_tokens(states)
             embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), tokens.to(embeds.dtype))
         return embeds
@@ -334,6 +335,8 @@ def placeholder_rows(
                 "pass the processor's media outputs to every forward"
             )
         return None
+    if not features.shape[0] and not any(counts):
+        return mask.any(dim=1)
     if features.shape[0] != mask.shape[0]:
         raise ValueError(f"{features.shape[0]} rows of {kind} features for {mask.shape[0]} prompts")
     if any(count not in (0, tokens_per_clip) for count in counts) or not any(counts):

@@ -21,7 +21,8 @@ from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import EMOTION_QUESTION
 from humanomni.training.clips import ClipLoader
 from humanomni.training.grpo import GRPOArguments, load_prompts
-from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer, JudgeWatch
+from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer
+from humanomni.training.judge_watch import JudgeWatch
 from humanomni.training.rewards import make_rewards
 from humanomni.training.run import parse_arguments
 from humanomni.training.sft import SFTArguments, SFTCollator, SFTDataset, SFTTrainer

@@ -15,8 +15,9 @@ from fgce.client import FgceClient
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.training.clips import ClipLoader
-from humanomni.training.grpo import GRPOArguments, JudgeUnavailableError, load_prompts, run_grpo
-from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer, JudgeWatch
+from humanomni.training.grpo import GRPOArguments, load_prompts, run_grpo
+from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer
+from humanomni.training.judge_watch import JudgeUnavailableError, JudgeWatch
 from humanomni.training.rewards import make_rewards
 
 CUES = "The mouth corners are raised in a smile. The pitch is high. Overall, the person is {label}."

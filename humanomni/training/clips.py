@@ -5,15 +5,17 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from humanomni.media import MediaError
-from humanomni.processing import HumanOmniProcessor, stack_rows
+from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import MODALITIES
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class ClipLoader:
 
     def __init__(self, processor: HumanOmniProcessor, modality: str, cache: Path | None = None) -> None:
         self.processor = processor
+        self.modality = modality
         self.video = bool({"video", "image"} & set(MODALITIES[modality]))
         self.audio = "audio" in MODALITIES[modality]
         self.cache = cache
@@ -57,6 +60,10 @@ class ClipLoader:
         )
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
+
+    def of(self, modality: str) -> "ClipLoader":
+        """A loader of another modality, through the same cache."""
+        return self if modality == self.modality else ClipLoader(self.processor, modality, self.cache)
 
     def load(self, path: Path) -> TrainingClip:
         """The clip.
@@ -105,9 +112,27 @@ class ClipLoader:
         Path(temporary).replace(entry)
 
 
-def batch_media(clips: list[TrainingClip | None], processor: HumanOmniProcessor) -> dict[str, Tensor]:
-    """pixel_values and input_features of a batch; a missing clip is zeros, for a row that carries no loss."""
-    pixels = stack_rows([clip.pixels if clip else None for clip in clips])
-    mels = stack_rows([clip.mel if clip else None for clip in clips])
-    named = {"pixel_values": None if pixels is None else processor.normalise(pixels), "input_features": mels}
-    return {name: value for name, value in named.items() if value is not None}
+def batch_media(
+    clips: Sequence[TrainingClip | None], modalities: Sequence[str], processor: HumanOmniProcessor
+) -> dict[str, Tensor]:
+    """pixel_values and input_features of a batch; a missing clip is zeros, for a row that carries no loss.
+
+    A medium that no row asks for is a tensor without rows: its parts then run on nothing, so that in a run of many
+    processes every one of them has the same gradients to reduce, whatever its batch.
+    """
+    frame, extractor = processor.image_processor.size, processor.feature_extractor
+    pixels = torch.zeros(processor.num_frames, 3, frame["height"], frame["width"], dtype=torch.uint8)
+    mel = torch.zeros(extractor.feature_size, extractor.nb_max_frames)
+    asked = [MODALITIES[modality] for modality in modalities]
+    return {
+        "pixel_values": processor.normalise(
+            _stack([clip and clip.pixels for clip in clips], pixels, any({"video", "image"} & set(m) for m in asked))
+        ),
+        "input_features": _stack([clip and clip.mel for clip in clips], mel, any("audio" in m for m in asked)),
+    }
+
+
+def _stack(rows: Sequence[Tensor | None], absent: Tensor, asked: bool) -> Tensor:
+    if not asked:
+        return absent.new_empty(0, *absent.shape)
+    return torch.stack([absent if row is None else row for row in rows])
