@@ -33,7 +33,6 @@ SMALLEST_NORM = 1e-6
 # The gradients are looked at before the optimizer's step, and nothing of the machine changes them.
 PLAIN = ["--use_cpu", "--bf16", "false", "--gradient_checkpointing", "false", "--deepspeed", "", "--report_to", "none"]
 PLAIN += ["--dataloader_num_workers", "0", "--max_steps", "1", "--save_strategy", "no", "--max_grad_norm", "1e9"]
-PLAIN += ["--gradient_accumulation_steps", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +91,9 @@ def test_sft(name: str, shared_dir: Path, golden_checkpoint: Path, tmp_path: Pat
     data = tmp_path / "sft.jsonl"
     data.write_text("".join(json.dumps(golden["records"][i]) + "\n" for i in wanted["sample_indices"]))
     flags = ["--config", "configs/0.5B/sft.yaml", "--output_dir", str(tmp_path), *PLAIN]
-    args = parse_arguments(SFTArguments, [*flags, "--per_device_train_batch_size", str(len(wanted["sample_indices"]))])
+    rows = str(len(wanted["sample_indices"]))
+    flags += ["--per_device_train_batch_size", rows, "--records_per_step", rows]
+    args = parse_arguments(SFTArguments, flags)
     model.set_trainable(args.trainable_parts)
     samples = SFTDataset(data, processor, ClipLoader(processor, "video_audio"), shared_dir / "clips", args)
     for sample, index in zip(samples, wanted["sample_indices"], strict=True):
@@ -151,6 +152,7 @@ def test_grpo_as_the_authors_preset_trains(shared_dir: Path, golden_checkpoint: 
     model, processor = model_and_processor(golden_checkpoint, "authors_grpo")
     flags = ["--config", "configs/0.5B/authors.yaml", "--output_dir", str(tmp_path), *PLAIN, "--logging_steps", "1"]
     flags += ["--num_generations", str(group), "--per_device_train_batch_size", str(len(golden["rewards"]))]
+    flags += ["--records_per_step", str(len(golden["clips"]))]
     args = parse_arguments(GRPOArguments, flags)
     args.generation_kwargs = {"suppress_tokens": processor.placeholder_ids}
     assert (
