@@ -148,7 +148,7 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
 
         Row b of every media tensor belongs to row b of ``input_ids``; rows without a placeholder of that kind are not
         run through its tower. A media tensor without rows, for prompts without its placeholders, runs its parts on
-        nothing: processes that reduce gradients together then all have theirs.
+        one row of zeros whose tokens go nowhere: processes that reduce gradients together then all have theirs.
 
         Args:
             input_ids: [B, S] with one placeholder a feature, as the processor writes them.
@@ -174,8 +174,9 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
             if vision_features is not None:
                 patches = vision_features[has_video].to(embeds.dtype)
             elif pixel_values is not None:
-                patches = self.encode_frames(pixel_values[has_video[: len(pixel_values)]])
-            tokens = self.video_tokens(patches, gate_input_ids[has_video], gate_attention_mask[has_video])
+                patches = self.encode_frames(rows_or_zeros(pixel_values, has_video))
+            asking = slice(0, 1) if pixel_values is not None and not len(pixel_values) else has_video
+            tokens = self.video_tokens(patches, gate_input_ids[asking], gate_attention_mask[asking])
             embeds = embeds.masked_scatter(video_mask.unsqueeze(-1), tokens.to(embeds.dtype))
 
         has_audio = placeholder_rows(audio_mask, self.config.num_audio_tokens, input_features, audio_features, "audio")
@@ -183,7 +184,7 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
             if audio_features is not None:
                 states = audio_features[has_audio].to(embeds.dtype)
             elif input_features is not None:
-                states = self.encode_audio(input_features[has_audio[: len(input_features)]])
+                states = self.encode_audio(rows_or_zeros(input_features, has_audio))
             tokens = self.audio_tokens(states)
             embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), tokens.to(embeds.dtype))
         return embeds
@@ -315,6 +316,11 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             for name in MEDIA_INPUTS:
                 inputs.pop(name, None)
         return inputs
+
+
+def rows_or_zeros(features: Tensor, mask: Tensor) -> Tensor:
+    """The rows of ``features`` [B, ...] in the mask [B], or a row of zeros where it has none."""
+    return features[mask] if len(features) else features.new_zeros(1, *features.shape[1:])
 
 
 def placeholder_rows(

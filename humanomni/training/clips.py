@@ -117,8 +117,8 @@ def batch_media(
 ) -> dict[str, Tensor]:
     """pixel_values and input_features of a batch; a missing clip is zeros, for a row that carries no loss.
 
-    A medium that no row asks for is a tensor without rows: its parts then run on nothing, so that in a run of many
-    processes every one of them has the same gradients to reduce, whatever its batch.
+    A medium that no row asks for is a tensor without rows: the model then runs its parts all the same, so that in a run
+    of many processes every one of them has the same gradients to reduce, whatever its batch.
     """
     frame, extractor = processor.image_processor.size, processor.feature_extractor
     pixels = torch.zeros(processor.num_frames, 3, frame["height"], frame["width"], dtype=torch.uint8)
