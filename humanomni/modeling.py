@@ -309,6 +309,10 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             attentions=outputs.attentions,
         )
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """The library's, under this model's names: after a load with ZeRO-3 it writes BERT's old ones (gamma, beta)."""
+        super().save_pretrained(*args, **({"save_original_format": False} | kwargs))
+
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The library's inputs; once the prompt is in the cache, without the media."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]

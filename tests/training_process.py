@@ -10,7 +10,6 @@ import signal
 import sys
 from typing import Any
 
-import torch
 import transformers.trainer
 from transformers import Trainer, TrainerCallback
 
@@ -62,7 +61,7 @@ def main() -> None:
         grpo.HumanOmniGRPOTrainer = FixedRollouts
     stage, *flags = sys.argv[1:]
     args = parse_arguments(SFTArguments if stage == "sft" else GRPOArguments, flags)
-    if args.deepspeed and not torch.distributed.is_initialized():
+    if args.deepspeed:  # on a CPU nothing else tells DeepSpeed of the processes before the weights are loaded
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")

@@ -20,7 +20,6 @@ from humanomni.training.completion_log import CompletionLog
 from humanomni.training.dry_run import describe_run
 from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer
 from humanomni.training.judge_watch import (
-    JudgeCanaries,
     JudgeUnavailableError,
     JudgeWatch,
     ask_identity,
@@ -139,7 +138,7 @@ def run_grpo(args: GRPOArguments) -> None:
     if args.process_index == 0:
         save_manifest(args, stage="grpo", records=len(prompts), rewards=args.rewards, judge=identity)
     stop = StopOnRequest()
-    watch = JudgeWatch(args.judge_window, args.judge_max_missing, identity)
+    watch = JudgeWatch(args.judge_window, args.judge_max_missing, identity, args.fgce_url, args.canary_steps)
     trainer = HumanOmniGRPOTrainer(
         model=model,
         args=args,
@@ -149,7 +148,7 @@ def run_grpo(args: GRPOArguments) -> None:
         clips=ClipLoader(processor, args.modality, Path(args.clip_cache) if args.clip_cache else None),
         judge_watch=watch,
         completion_log=CompletionLog(output_folder(args) / "completions.jsonl", args.sample_steps, args.sample_rows),
-        callbacks=[stop, JudgeCanaries(args.fgce_url, args.canary_steps)] if judged else [stop],
+        callbacks=[stop],
     )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if watch.message:

@@ -218,6 +218,9 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         for reward in judged:
             self.judge_watch.see(reward.response)
         self.judge_watch.share(self.accelerator.device)
+        if self.accelerator.is_main_process:
+            for name, value in self.judge_watch.canaries(self.state.global_step).items():
+                self._metrics["train"][name].append(value)
         if self.judge_watch.message:
             logger.error("%s", self.judge_watch.message)
             self.control.should_save = True

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import torch
 from accelerate.utils import gather
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from fgce.canary import CANARIES
@@ -35,11 +35,22 @@ class JudgeWatch(TrainerCallback, ExportableState):
         window: steps over which missing judgements are counted.
         max_missing: share of them at which the run should stop (a circuit breaker).
         identity: rubric and judge that the run's rewards come from; None: those of the first answer.
+        url: the servers, as :func:`fgce.client.connect_args` takes them.
+        canary_steps: every how many steps their canaries are looked at; 0: never.
     """
 
-    def __init__(self, window: int, max_missing: float, identity: Identity | None = None) -> None:
+    def __init__(
+        self,
+        window: int,
+        max_missing: float,
+        identity: Identity | None = None,
+        url: str | None = None,
+        canary_steps: int = 0,
+    ) -> None:
         self.max_missing = max_missing
         self.identity = identity
+        self.url = url
+        self.canary_steps = canary_steps
         self._other: Identity | None = None
         self._steps: deque[tuple[int, int]] = deque(maxlen=window)
 
@@ -58,6 +69,19 @@ class JudgeWatch(TrainerCallback, ExportableState):
         """Tells the other processes of a judge that only this one has met."""
         if gather(torch.tensor([self._other is not None], device=device)).any() and self._other is None:
             self._other = {"rubric": "see the other ranks' logs"}
+
+    def canaries(self, step: int) -> dict[str, float]:
+        """Every few steps, how many servers are ready and how many of their canaries have moved; for the log."""
+        if not self.canary_steps or step % self.canary_steps:
+            return {}
+        health = probe_servers(self.url)
+        for name, one in health.items():
+            if not one.ready or one.drifted:
+                logger.warning("FG-CE at %s: %s", name, one.text)
+        return {
+            "judge/servers_ready": float(sum(one.ready for one in health.values())),
+            "judge/canaries_drifted": float(sum(len(one.drifted) for one in health.values())),
+        }
 
     @property
     def message(self) -> str | None:
@@ -80,31 +104,6 @@ class JudgeWatch(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"args": {}, "attributes": {"identity": self.identity}}
-
-
-class JudgeCanaries(TrainerCallback):
-    """Asks the servers for their canaries' state every few steps, and puts it into the log."""
-
-    def __init__(self, url: str | None, steps: int) -> None:
-        self.url = url
-        self.steps = steps
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        if logs is None or "reward" not in logs or state.global_step % self.steps or not state.is_world_process_zero:
-            return
-        health = probe_servers(self.url)
-        logs["judge/servers_ready"] = sum(one.ready for one in health.values())
-        logs["judge/canaries_drifted"] = sum(len(one.drifted) for one in health.values())
-        for name, one in health.items():
-            if not one.ready or one.drifted:
-                logger.warning("FG-CE at %s: %s", name, one.text)
 
 
 class ServerHealth:
