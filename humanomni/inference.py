@@ -147,7 +147,9 @@ class Predictor:
         questions = [item.record.question for item, _ in decoded]
         ending = FORCED_EMPTY_THINK if self.early else ""
         prompts = [self.processor.prompt(question, self.modality) + ending for question in questions]
-        inputs = self.processor.text_inputs(prompts) | batch_media([clip for _, clip in decoded], self.processor)
+        modalities = [self.modality] * len(decoded)
+        inputs = self.processor.text_inputs(prompts)
+        inputs |= batch_media([clip for _, clip in decoded], modalities, self.processor)
         if "pixel_values" in inputs:
             inputs |= self.processor.gate_inputs(questions)
         return inputs

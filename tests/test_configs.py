@@ -116,9 +116,9 @@ def test_the_memory_in_a_file_is_what_the_dry_run_says_and_the_step_is_the_same(
     path: Path, place: int, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(REPO)
+    model = real_model(path.parent.name)  # before DeepSpeed's configuration is there, which would spread it
     arguments = parse(path, tmp_path, "--dry_run", "--processes", str(processes))
     assert arguments.records_an_optimizer_step == content(path)["records_per_step"]
-    model = real_model(path.parent.name)
     model.set_trainable(arguments.trainable_parts)
     trained, frozen = (sum(column) for column in zip(*count_parameters(model).values(), strict=True))
     stage = int(re.search(r"zero(\d)", content(path)["deepspeed"])[1])

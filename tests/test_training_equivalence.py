@@ -101,10 +101,6 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], 
     assert difference <= tolerance * change, f"{difference:.2e} beside changes of {change:.2e}"
 
 
-# AdamW turns gradients of about zero into steps of a rate's size, so a rounding shows; SGD would hide other faults.
-ROUNDING = 0.02
-
-
 def test_sft_learns_the_same_whatever_the_batch_and_with_gradient_checkpointing(runs: Runs) -> None:
     whole = runs.here("sft", "whole", optim="sgd", learning_rate=0.1)
     split = runs.here("sft", "split", optim="sgd", learning_rate=0.1, per_device_train_batch_size=1, records_per_step=4)
@@ -190,14 +186,18 @@ def test_ddp_and_zero_learn_what_one_process_learns(
     """Slow: two processes load torch and, with ZeRO, DeepSpeed, whose first run also builds an extension."""
     if (stage, zero) == ("sft", 0):
         pytest.skip("the test of mixed modalities is this one")
-    settings = {"sft": {"records_per_step": 4}, "grpo": {"records_per_step": 2}}[stage] | {"max_steps": 2}
+    settings: dict[str, Any] = {"sft": {"records_per_step": 4}, "grpo": {"records_per_step": 2}}[stage] | {
+        "max_steps": 2
+    }
+    # By default AdamW makes whole steps of gradients that are nothing but rounding.
+    settings["adam_epsilon"] = 1e-2
     monkeypatch.setattr("humanomni.training.grpo.HumanOmniGRPOTrainer", FixedRollouts)
     one = runs.here(stage, "one", **settings)
     sharded = {"deepspeed": f"configs/deepspeed/zero{zero}.json"} if zero else {}
     batch = {"per_device_train_batch_size": {"sft": 2, "grpo": 4}[stage]}
     done = runs.elsewhere(stage, "many", {"FIXED_ROLLOUTS": "1"}, processes=2, **settings | batch | sharded)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_same(runs.weights("many"), one, runs.model, ROUNDING)
+    assert_same(runs.weights("many"), one, runs.model, 2e-3)
 
 
 @pytest.mark.slow

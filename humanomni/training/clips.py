@@ -115,24 +115,30 @@ class ClipLoader:
 def batch_media(
     clips: Sequence[TrainingClip | None], modalities: Sequence[str], processor: HumanOmniProcessor
 ) -> dict[str, Tensor]:
-    """pixel_values and input_features of a batch; a missing clip is zeros, for a row that carries no loss.
+    """The media of a batch that any of its rows asks for; zeros where a row does not, or its clip is missing.
 
-    A medium that no row asks for is a tensor without rows: the model then runs its parts all the same, so that in a run
-    of many processes every one of them has the same gradients to reduce, whatever its batch.
+    Returns:
+        pixel_values [B, T, 3, S, S] and input_features [B, M, F].
+    """
+    kinds = {kind for modality in modalities for kind in MODALITIES[modality]}
+    zeros, media = absent_media(processor, rows=1), {}
+    if kinds & {"video", "image"}:
+        frames = [clip.pixels if clip else None for clip in clips]
+        blank = zeros["pixel_values"][0]
+        media["pixel_values"] = torch.stack([blank if one is None else processor.normalise(one) for one in frames])
+    if "audio" in kinds:
+        mels, silent = [clip.mel if clip else None for clip in clips], zeros["input_features"][0]
+        media["input_features"] = torch.stack([silent if one is None else one for one in mels])
+    return media
+
+
+def absent_media(processor: HumanOmniProcessor, rows: int = 0) -> dict[str, Tensor]:
+    """Media of so many rows of zeros; without rows they ask the model to run their parts all the same.
+
+    In training on many processes, every one of them then has the same gradients to reduce, whatever its batch.
     """
     frame, extractor = processor.image_processor.size, processor.feature_extractor
-    pixels = torch.zeros(processor.num_frames, 3, frame["height"], frame["width"], dtype=torch.uint8)
-    mel = torch.zeros(extractor.feature_size, extractor.nb_max_frames)
-    asked = [MODALITIES[modality] for modality in modalities]
     return {
-        "pixel_values": processor.normalise(
-            _stack([clip and clip.pixels for clip in clips], pixels, any({"video", "image"} & set(m) for m in asked))
-        ),
-        "input_features": _stack([clip and clip.mel for clip in clips], mel, any("audio" in m for m in asked)),
+        "pixel_values": torch.zeros(rows, processor.num_frames, 3, frame["height"], frame["width"]),
+        "input_features": torch.zeros(rows, extractor.feature_size, extractor.nb_max_frames),
     }
-
-
-def _stack(rows: Sequence[Tensor | None], absent: Tensor, asked: bool) -> Tensor:
-    if not asked:
-        return absent.new_empty(0, *absent.shape)
-    return torch.stack([absent if row is None else row for row in rows])

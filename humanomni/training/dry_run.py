@@ -1,11 +1,15 @@
 """What a run would do, said without a GPU: records, steps, parameters, memory, the judge's health."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from humanomni.modeling import PARTS
+from humanomni.configuration import HumanOmniConfig
+from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
 from humanomni.training.checkpoints import checkpoint_bytes, count
 
 _GIB = 2**30
@@ -64,6 +68,19 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
         part = next(part for part, prefixes in PARTS.items() if name.startswith(prefixes))
         counts[part][not parameter.requires_grad] += count(parameter)
     return {part: (trained, frozen) for part, (trained, frozen) in counts.items()}
+
+
+def load_model(path: Path, arguments: Any) -> HumanOmniForConditionalGeneration:
+    """The model of a run, its parts trained and frozen as the arguments say; in a dry run without weights."""
+    if arguments.dry_run:
+        unset_hf_deepspeed_config()  # under ZeRO-3 it would want a process group to spread what is not there
+        with torch.device("meta"):
+            model = HumanOmniForConditionalGeneration(HumanOmniConfig.from_pretrained(path))
+    else:
+        # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
+        model = HumanOmniForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+    model.set_trainable(arguments.trainable_parts)
+    return model
 
 
 def describe_run(arguments: Any, model: nn.Module, samples: int, reference: bool = False) -> str:

@@ -6,18 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-import torch
 from trl import GRPOConfig
 
 from fgce.client import FgceClient
-from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import conversation
 from humanomni.records import Record, read_records, resolve_video
 from humanomni.training.checkpoints import STOPPED, StopOnRequest, last_checkpoint
 from humanomni.training.clips import ClipLoader
 from humanomni.training.completion_log import CompletionLog
-from humanomni.training.dry_run import describe_run
+from humanomni.training.dry_run import describe_run, load_model
 from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer
 from humanomni.training.judge_watch import (
     JudgeUnavailableError,
@@ -50,7 +48,7 @@ _NAMES = {
 
 
 @dataclass
-class GRPOArguments(StageArguments, GRPOConfig):
+class GRPOArguments(StageArguments, GRPOConfig):  # type: ignore[misc] # TRL declares its own type of a field
     """Keys of ``configs/*/grpo*.yaml``, besides those of TRL's GRPOConfig."""
 
     rewards: list[str] = field(
@@ -78,7 +76,7 @@ class GRPOArguments(StageArguments, GRPOConfig):
     @property
     def rows_a_record(self) -> int:
         """Completions of a prompt."""
-        return self.num_generations
+        return self.num_generations or 1
 
 
 def load_prompts(path: Path, data_root: Path | None, modality: str) -> datasets.Dataset:
@@ -117,9 +115,7 @@ def run_grpo(args: GRPOArguments) -> None:
     # A sampled placeholder would ask the next forward for media that is not there.
     suppressed = {"suppress_tokens": processor.placeholder_ids}
     args.generation_kwargs = suppressed | (args.generation_kwargs or {})  # type: ignore[operator] # TRL made it a dict
-    # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
-    model = HumanOmniForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32)
-    model.set_trainable(args.trainable_parts)
+    model = load_model(model_path, args)
     prompts = load_prompts(train_path, data_root, args.modality)
     client = FgceClient(args.fgce_url, deadline=args.fgce_deadline)
     rewards = make_rewards(args.rewards, client)

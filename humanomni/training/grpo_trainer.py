@@ -137,9 +137,9 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     ) -> dict[str, Tensor]:
         """The model's media inputs, one row a clip; the outputs of frozen towers in place of their inputs."""
         media = batch_media(clips, modalities, self.processing_class)
-        if len(media["pixel_values"]):
+        if "pixel_values" in media:
             media |= self.processing_class.gate_inputs(questions)
-        media = {name: value.to(self.accelerator.device) for name, value in media.items() if len(value)}
+        media = {name: value.to(self.accelerator.device) for name, value in media.items()}
         core: HumanOmniModel = self.accelerator.unwrap_model(self.model).model
         with torch.no_grad(), self.accelerator.autocast():
             if "pixel_values" in media and _is_frozen(core.vision_tower):

@@ -88,7 +88,7 @@ class StageArguments:
 
     def _accumulation(self, records: int) -> int:
         batch = self.per_device_train_batch_size * (self.processes or 1)  # type: ignore[attr-defined]
-        if self.gradient_accumulation_steps != 1:  # type: ignore[has-type]
+        if self.gradient_accumulation_steps != 1:
             raise ConfigurationError("give records_per_step or gradient_accumulation_steps, not both")
         steps, rest = divmod(records * self.rows_a_record, batch)
         if rest or not steps:

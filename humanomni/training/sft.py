@@ -14,13 +14,12 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from humanomni.media import MediaError
-from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import MODALITIES
 from humanomni.records import JsonlWriter, Record, read_records, resolve_video
 from humanomni.training.checkpoints import STOPPED, StopOnRequest, WholeCheckpoints, last_checkpoint
-from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
-from humanomni.training.dry_run import describe_run
+from humanomni.training.clips import ClipLoader, TrainingClip, absent_media, batch_media
+from humanomni.training.dry_run import describe_run, load_model
 from humanomni.training.run import (
     ConfigurationError,
     StageArguments,
@@ -111,7 +110,8 @@ class SFTCollator:
             labels.append(torch.tensor(masked + sample.target_ids))
         pad = self.processor.tokenizer.pad_token_id
         modalities = [sample.modality for sample in samples]
-        media = batch_media([sample.clip for sample in samples], modalities, self.processor)
+        media = absent_media(self.processor)
+        media |= batch_media([sample.clip for sample in samples], modalities, self.processor)
         media |= self.processor.gate_inputs([sample.record.question for sample in samples])
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
@@ -144,7 +144,8 @@ class SFTTrainer(WholeCheckpoints, Trainer):
             self.skipped.add(record, problem)
         targets = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=max(targets, 1))
-        require_finite(result[0] if return_outputs else result, self.state.global_step, ids)
+        loss: Any = result[0] if return_outputs else result
+        require_finite(loss, self.state.global_step, ids)
         return result
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -185,9 +186,7 @@ def run_sft(args: SFTArguments) -> None:
     data_root = require_path("data_root", args.data_root) if args.data_root else None
 
     processor = HumanOmniProcessor.from_pretrained(model_path)
-    # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
-    model = HumanOmniForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32)
-    model.set_trainable(args.trainable_parts)
+    model = load_model(model_path, args)
     clips = ClipLoader(processor, args.modality, Path(args.clip_cache) if args.clip_cache else None)
     train = SFTDataset(train_path, processor, clips, data_root, args)
     validation = None
