@@ -1,4 +1,4 @@
-"""Records in, responses out: clips decoded ahead by threads, left-padded batches, greedy decoding.
+"""Records in, responses out: clips decoded ahead by threads, left-padded batches, greedy or seeded decoding.
 
 A record's response depends on the record alone, not on its batch: rows are left-padded and masked (the authors' release
 pads on the right and goes on after the padding), and a row that fails takes no other with it. In float32 that holds to
@@ -22,6 +22,7 @@ from humanomni.media import MediaError
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.records import Record
+from humanomni.sampling import DRAW_INPUTS, GumbelNoise, Sampling
 from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Predictor:
         model_path: native HumanOmni folder.
         modality: media in the prompt, a key of :data:`humanomni.prompts.MODALITIES`.
         early: force the empty explanation.
+        sampling: draw candidates instead of decoding one response greedily.
         max_new_tokens: tokens after which a response is cut.
         device: as torch names it.
         dtype: as transformers names it; "auto" is the checkpoint's own.
@@ -81,16 +83,17 @@ class Predictor:
         model_path: Path,
         modality: str = "video_audio",
         early: bool = False,
+        sampling: Sampling | None = None,
         max_new_tokens: int = 256,
         device: str = "cpu",
         dtype: str = "auto",
     ) -> None:
-        self.modality, self.early, self.max_new_tokens = modality, early, max_new_tokens
+        self.modality, self.early, self.sampling, self.max_new_tokens = modality, early, sampling, max_new_tokens
         self.processor = HumanOmniProcessor.from_pretrained(model_path)
         # Any, because the annotations of transformers' generate() refuse the media inputs that it passes on.
         self.model: Any = HumanOmniForConditionalGeneration.from_pretrained(model_path, dtype=dtype, device_map=device)
-        # Greedy; what else the checkpoint's generation_config.json asks for (end tokens, suppressed placeholders, a
-        # repetition penalty) holds.
+        # Greedy, also under a draw's noise; what else the checkpoint's generation_config.json asks for (end tokens,
+        # suppressed placeholders, a repetition penalty) holds.
         self.model.generation_config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
         self._clips = ClipLoader(self.processor, modality)
         self._largest_batch: int | None = None  # known after the first batch that was too large for the memory
@@ -101,19 +104,25 @@ class Predictor:
         """Yields each item, in order, with its prediction or with why it has none.
 
         A prediction is ``{"id", "video", "gt", "pred", "think_text", "raw_response"}``: gt the record's target as
-        written, pred the answer's text, None where none can be read.
+        written, pred the answer's text, None where none can be read. With sampling, "pred", "think_text" and
+        "raw_response" are those of each of its "candidates", beside the candidate's "temperature".
 
         Args:
-            batch_size: rows of a batch; halved for good when the GPU's memory does not suffice.
+            batch_size: rows of a batch, a candidate each; halved for good when the GPU's memory does not suffice.
             num_workers: threads that decode clips.
         """
         with ThreadPoolExecutor(num_workers, thread_name_prefix="decode") as pool:
-            decoding = self._decode_ahead(pool, items, batch_size * _PREFETCHED_BATCHES)
+            clips = max(1, batch_size // self._rows_a_record)
+            decoding = self._decode_ahead(pool, items, clips * _PREFETCHED_BATCHES)
             try:
-                while batch := list(islice(decoding, batch_size)):
+                while batch := list(islice(decoding, clips)):
                     yield from self._predict_batch(batch)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def _rows_a_record(self) -> int:
+        return self.sampling.n if self.sampling else 1
 
     def _decode_ahead(
         self, pool: ThreadPoolExecutor, items: Iterable[Item], ahead: int
@@ -129,7 +138,7 @@ class Predictor:
         self, batch: list[tuple[Item, "Future[TrainingClip]"]]
     ) -> Iterator[tuple[Item, dict[str, Any] | Failure]]:
         decoded: list[tuple[Item, TrainingClip]] = []
-        outcomes: dict[int, str | Failure] = {}
+        outcomes: dict[int, list[str] | Failure] = {}
         for item, future in batch:
             try:
                 decoded.append((item, future.result()))
@@ -137,19 +146,25 @@ class Predictor:
                 outcomes[item.line] = Failure.of(error)
         if decoded:
             responses = self.respond(self.inputs(decoded))
-            outcomes |= {item.line: response for (item, _), response in zip(decoded, responses, strict=True)}
+            for start, (item, _) in zip(range(0, len(responses), self._rows_a_record), decoded, strict=True):
+                rows = responses[start : start + self._rows_a_record]
+                failure = next((row for row in rows if isinstance(row, Failure)), None)
+                outcomes[item.line] = failure or [row for row in rows if isinstance(row, str)]
         for item, _ in batch:
             outcome = outcomes[item.line]
             yield item, outcome if isinstance(outcome, Failure) else self._prediction(item.record, outcome)
 
     def inputs(self, decoded: Sequence[tuple[Item, TrainingClip]]) -> dict[str, Tensor]:
-        """The model's inputs [B, ...] for items and their clips."""
+        """The model's inputs [B, ...] for items and their clips; a row a candidate, and its draw, under sampling."""
         questions = [item.record.question for item, _ in decoded]
         ending = FORCED_EMPTY_THINK if self.early else ""
         prompts = [self.processor.prompt(question, self.modality) + ending for question in questions]
         inputs = self.processor.text_inputs(prompts) | batch_media([clip for _, clip in decoded], self.processor)
         if "pixel_values" in inputs:
             inputs |= self.processor.gate_inputs(questions)
+        if self.sampling:
+            inputs = {name: value.repeat_interleave(self.sampling.n, dim=0) for name, value in inputs.items()}
+            inputs |= self.sampling.rows([item.record.id for item, _ in decoded])
         return inputs
 
     def respond(self, inputs: Mapping[str, Tensor]) -> list[str | Failure]:
@@ -181,23 +196,30 @@ class Predictor:
 
     @torch.inference_mode()
     def _generate(self, inputs: Mapping[str, Tensor]) -> list[str]:
-        on_device = {name: value.to(self.model.device) for name, value in inputs.items()}
-        ids = self.model.generate(**on_device, max_new_tokens=self.max_new_tokens)
+        device = self.model.device
+        on_device = {name: value.to(device) for name, value in inputs.items() if name not in DRAW_INPUTS}
+        draw = []
+        if self.sampling:
+            draw.append(GumbelNoise(self.sampling, inputs["seeds"], inputs["temperatures"], device))
+        ids = self.model.generate(**on_device, max_new_tokens=self.max_new_tokens, logits_processor=draw)
         return self.processor.tokenizer.batch_decode(
             ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
-    def _prediction(self, record: Record, response: str) -> dict[str, Any]:
+    def _prediction(self, record: Record, responses: list[str]) -> dict[str, Any]:
+        clip = {"id": record.id, "video": record.video, "gt": record.target}
+        if self.sampling is None:
+            return clip | self._reading(responses[0])
+        candidates = [
+            {"temperature": self.sampling.temperature(candidate)} | self._reading(response)
+            for candidate, response in enumerate(responses)
+        ]
+        return clip | {"candidates": candidates}
+
+    def _reading(self, response: str) -> dict[str, str | None]:
         if self.early:
             answer, think = response.partition(_ANSWER_END)[0].strip() or None, None
         else:
             completion = parse_completion(response)
             answer, think = completion.answer, completion.think
-        return {
-            "id": record.id,
-            "video": record.video,
-            "gt": record.target,
-            "pred": answer,
-            "think_text": think,
-            "raw_response": response,
-        }
+        return {"pred": answer, "think_text": think, "raw_response": response}

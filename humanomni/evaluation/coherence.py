@@ -35,14 +35,16 @@ class CoherenceScorer:
     Args:
         client: the FG-CE server.
         scores_file: JSONL of kept scores, made or continued.
+        reasons: ask the judge for a sentence of reason a score, which costs a judge that generates text much more.
 
     Attributes:
         identity: rubric and judge of the scores; None while nobody has answered.
         failure: why no server answers, in words; None while one does.
     """
 
-    def __init__(self, client: FgceClient, scores_file: Path) -> None:
+    def __init__(self, client: FgceClient, scores_file: Path, reasons: bool = True) -> None:
         self._client = client
+        self._reasons = reasons
         self._kept = _KeptScores(scores_file)
         self.failure: str | None = None
         # An empty explanation costs the judge nothing and shows who answers.
@@ -75,7 +77,7 @@ class CoherenceScorer:
         if self.failure is not None:
             gone = [ExplanationScore.missing(i.id, MissingReason.UNREACHABLE, self.failure) for i in items]
             return ScoreResponse(rubric=None, judge=None, results=gone)
-        response = self._client.score_sync(items, gen_explanation=True)
+        response = self._client.score_sync(items, gen_explanation=self._reasons)
         first = response.results[0]
         if response.rubric is None and first.reason in _NOBODY_THERE:
             self.failure = first.detail
