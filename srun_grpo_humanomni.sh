@@ -27,24 +27,8 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")}"
 # shellcheck source=scripts/launch.sh
 source scripts/launch.sh
-
-# find_judge: exports the URLs and the token of the FG-CE servers, unless FGCE_URL is given or there are none.
-find_judge() {
-    local folder=${FGCE_RUN:-runs/fgce} wait=${FGCE_WAIT:-0}
-    [ -z "${FGCE_URL:-}" ] || return 0
-    until [ -f "$folder/endpoints" ] || [ "$SECONDS" -ge "$wait" ]; do sleep 1; done
-    if [ -f "$folder/endpoints" ]; then
-        FGCE_URL=$(paste -sd, "$folder/endpoints")
-        FGCE_TOKEN=$(cat "$folder/token")
-        export FGCE_URL FGCE_TOKEN
-        echo "FG-CE servers: $FGCE_URL"
-    elif [ "$wait" -gt 0 ]; then
-        echo "No FG-CE server wrote $folder/endpoints within $wait seconds; see the log of srun_fgce.sh." >&2
-        return 1
-    else
-        echo "No FG-CE server: FGCE_URL is not set and $folder/endpoints is not there; only phase 2 needs one."
-    fi
-}
+# shellcheck source=scripts/judge.sh
+source scripts/judge.sh
 
 find_judge
 launch train_grpo.py "${1:-configs/0.5B/grpo1.yaml}" "${@:2}"
