@@ -2,13 +2,14 @@
 
     python scripts/manifest.py start RUN STEP --inputs FILE... --outputs FILE... [--metrics FILE] -- COMMAND...
     python scripts/manifest.py finish RUN STEP --seconds 12
-    python scripts/manifest.py finished RUN STEP...
+    python scripts/manifest.py finished RUN STEP...         exits with 0 where all of them are
+    python scripts/manifest.py forget RUN STEP...           to do steps again
     python scripts/manifest.py stage_info RUN STAGE... > stage_info.json
 
-RUN/manifest.json has an entry a step: command, SHA-256 of inputs and outputs, metrics, seconds. `start` exits with 3 when
-the step is done: same command, same inputs, outputs as they were left. Where command or inputs differ it exits with 1 and
-says which, because checkpoints of the old ones may lie in the step's folder. A folder's hash is that of the model files
-in it, so that logs and checkpoints do not count. scripts/steps.sh calls this.
+RUN/manifest.json has an entry a step: command, SHA-256 of inputs and outputs, metrics, seconds. `start` exits with 3
+when the step is done: same command, same inputs, outputs as they were left. Where command or inputs differ it exits with
+1 and says which, because checkpoints of the old ones may lie in the step's folder. A folder's hash is that of the model
+files in it, so that logs and checkpoints do not count. scripts/steps.sh calls this.
 """
 
 import argparse
@@ -60,7 +61,7 @@ class Manifest:
             if known["status"] == "finished" and all(self._unchanged(*item) for item in known["outputs"].items()):
                 self._save()
                 return False
-        empty = {path: None for path in outputs}
+        empty = dict.fromkeys(outputs)
         self.steps[step] = {"status": "started", **wanted, "outputs": empty, "metrics_file": metrics}
         self._save()
         return True
@@ -116,8 +117,8 @@ class Manifest:
             folders = ", ".join(known["outputs"])
             raise ManifestError(
                 f"step {step} of {self._run} was begun with another state of {', '.join(changed)}. To do it again, "
-                f"remove {folders} and run: python scripts/manifest.py forget {self._run} {step}; or give the run another "
-                "name"
+                f"remove {folders} and run: python scripts/manifest.py forget {self._run} {step}; or give the run "
+                "another name"
             )
 
     def forget(self, steps: Sequence[str]) -> None:

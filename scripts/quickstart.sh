@@ -29,12 +29,15 @@ if [ -n "$smoke" ]; then
     name=$name-smoke
     world=(--train 28 --val 7 --test 14)
     towers=(--epochs 1 --batch_size 4)
-    sizes=(--set sft.num_train_epochs=2 --set candidates.n=2 --set rft.num_train_epochs=1)
+    # Enough fine-tuning for the format, so that some candidates are right by chance: rejection needs some to choose from.
+    sizes=(--set sft.num_train_epochs=16 --set sft.per_device_train_batch_size=7 --set sft.eval_strategy=no)
+    sizes+=(--set sft.save_steps=0.5 --set sft.save_strategy=steps --set rft.num_train_epochs=1)
+    sizes+=(--set candidates.n=8)
     for phase in grpo1 grpo2 grpo3; do
         sizes+=(--set "$phase.max_steps=2" --set "$phase.per_device_train_batch_size=16")
         sizes+=(--set "$phase.max_completion_length=32")
     done
-    # A model that has hardly learned writes nothing that deserves to be kept: the smoke run keeps what there is.
+    # And nothing that they say deserves to be kept: what there is goes through.
     sizes+=(--set rejection.min_sentence_score=1 --set rejection.min_s_coh=1)
 fi
 run=runs/$name data=runs/$name/data

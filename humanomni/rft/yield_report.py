@@ -106,9 +106,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"| reassembled | {_number(scores['reassembled_before'])} | {_number(scores['reassembled_after'])} |",
     ]
     if second["after"] is not None:
-        lines.append(
-            f"| kept, by the second judge | {_number(second['before'])} | {_number(second['after'])} |"
-        )
+        lines.append(f"| kept, by the second judge | {_number(second['before'])} | {_number(second['after'])} |")
     lines += [
         "",
         f"Reassembled texts cite {_number(report['evidence_covered'])} of the modalities that their clips have "
