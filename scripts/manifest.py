@@ -7,9 +7,9 @@
     python scripts/manifest.py stage_info RUN STAGE... > stage_info.json
 
 RUN/manifest.json has an entry a step: command, SHA-256 of inputs and outputs, metrics, seconds. `start` exits with 3
-when the step is done: same command, same inputs, outputs as they were left. Where command or inputs differ it exits with
-1 and says which, because checkpoints of the old ones may lie in the step's folder. A folder's hash is that of the model
-files in it, so that logs and checkpoints do not count. scripts/steps.sh calls this.
+when the step is done: same command, same inputs, outputs as they were left. Where command or inputs differ it exits
+with 1 and says which, because checkpoints of the old ones may lie in the step's folder. A folder's hash is that of the
+model files in it, so that logs and checkpoints do not count. scripts/steps.sh calls this.
 """
 
 import argparse

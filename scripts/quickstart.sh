@@ -8,6 +8,7 @@
 #   bash scripts/quickstart.sh --seed 1      another world and another model, in runs/quickstart-seed1
 #
 # Interrupt it as you like: run again, it goes on where it was. A finished step is not done again.
+# shellcheck source=scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$REPO"
 # shellcheck source=scripts/steps.sh

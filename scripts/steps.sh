@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced by pipelines: steps that are done once, under a lock, with a manifest. The caller sets `run`, the run's folder.
+# Sourced by pipelines: steps that are done once, under a lock, with a manifest.
+: "${run:=}" # the run's folder, which the caller sets
 
 # lock_run: makes the run's folder and holds it for this process and all that it starts. After a kill -9 of the script
 # alone, what it had started works on; the next run waits for it instead of writing into the same files.
-: "${run:=}" # the caller sets it later
 lock_run() {
     mkdir -p "$run"
     exec 9> "$run/.lock"

@@ -26,7 +26,7 @@ def content(path: Path) -> dict[str, Any]:
 
 def parse(path: Path, output: Path, *flags: str) -> SFTArguments | GRPOArguments:
     """Through the class of the file's stage; without DeepSpeed where that extra is not installed."""
-    arguments_class = SFTArguments if path.stem.startswith("sft") else GRPOArguments
+    arguments_class = SFTArguments if path.stem in ("sft", "rft") else GRPOArguments
     without = [] if importlib.util.find_spec("deepspeed") else ["--deepspeed", ""]
     return parse_arguments(
         arguments_class, ["--config", str(path), "--output_dir", str(output), "--use_cpu", *without, *flags]
@@ -46,7 +46,7 @@ def test_every_shipped_file_parses(path: Path, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("size", ["0.5B", "7B"])
 def test_each_stage_starts_from_the_one_before(size: str):
-    stages = [content(REPO / f"configs/{size}/{stage}.yaml") for stage in ("sft", "grpo1", "grpo2", "grpo3")]
+    stages = [content(REPO / f"configs/{size}/{stage}.yaml") for stage in ("sft", "grpo1", "grpo2", "rft", "grpo3")]
     assert stages[0]["model_path"] == f"models/HumanOmni-{size}"
     for before, after in zip(stages, stages[1:], strict=False):
         assert after["model_path"] == before["output_dir"]
@@ -61,7 +61,7 @@ def test_the_phases_of_grpo_differ_in_nothing_but_model_rewards_and_output(size:
     assert phases[0] == phases[1] == phases[2]
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo1", "grpo2", "grpo3"])
+@pytest.mark.parametrize("stage", ["sft", "grpo1", "grpo2", "rft", "grpo3"])
 def test_the_sizes_differ_in_nothing_but_what_their_size_asks_for(stage: str):
     small, large = (content(REPO / f"configs/{size}/{stage}.yaml") for size in ("0.5B", "7B"))
     assert {key for key in small | large if small.get(key) != large.get(key)} <= {
@@ -70,7 +70,7 @@ def test_the_sizes_differ_in_nothing_but_what_their_size_asks_for(stage: str):
     }
 
 
-@pytest.mark.parametrize("path", [path for path in REAL if path.stem != "sft"], ids=name)
+@pytest.mark.parametrize("path", [path for path in REAL if path.stem.startswith("grpo")], ids=name)
 def test_grpo_has_the_settings_that_give_the_authors_gradient(path: Path):
     """Those of trl 0.14, as the authors' release calls it; trl 1.16 has other defaults for most of them."""
     wanted = {
