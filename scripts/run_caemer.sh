@@ -26,8 +26,9 @@
 #   --clip_cache FOLDER   for decoded clips (the configurations')
 #   --seed N              of every stage (the configurations')
 #   --judge CONFIG.yaml   serve this FG-CE judge here; else FGCE_URL, else the servers of srun_fgce.sh
-#   --set STEP.KEY=VALUE  overrides a key of a step's configuration; repeat it at will. Steps: sft, grpo1, grpo2,
-#                         candidates, rejection, rft, grpo3, infer, evaluate
+#   --set STEP.KEY=VALUE  overrides a key of a step's configuration; a list is divided by commas; repeat it at will. Steps:
+#                         sft, grpo1, grpo2, candidates, rejection, rft, grpo3, infer, evaluate. So an ablation is
+#                         --set grpo2.rewards=format,accuracy,fgce_unweighted or --set rejection.reassemble=false
 #   --stage STAGE         this one only: sft, grpo1, grpo2, candidates, rejection, rft, grpo3 or evaluate
 #   --slurm               submit jobs; nodes, partition and account come from the header above and from SBATCH_* variables.
 #                         The judge is a job of its own (srun_fgce.sh) unless FGCE_URL is set, and is cancelled at the end
@@ -73,7 +74,7 @@ run=runs/$name
 
 # flags STEP: FLAGS gets the flags by which --seed and --set override a step's configuration.
 flags() {
-    local override pairs=()
+    local override values pairs=()
     FLAGS=()
     [ -z "$seed" ] || [ "$1" = infer ] || pairs=("seed=$seed")
     for override in "${overrides[@]}"; do
@@ -82,7 +83,10 @@ flags() {
     for override in "${pairs[@]}"; do
         case $1 in
             candidates | rejection) FLAGS+=(--set "$override") ;;
-            *) FLAGS+=("--${override%%=*}" "${override#*=}") ;;
+            *)
+                IFS=, read -ra values <<< "${override#*=}"
+                FLAGS+=("--${override%%=*}" "${values[@]}")
+                ;;
         esac
     done
 }

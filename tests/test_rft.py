@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from server_process import server_process
 
+from fgce.config import load_settings
 from fgce.schema import ExplanationScore, Function, JudgeInfo, MissingReason, Modality, RubricInfo, SentenceScore
 from humanomni.records import Record, read_records, resolve_video
 from humanomni.rft import wording
@@ -22,10 +22,10 @@ from humanomni.rft.judging import JudgeFailedError
 from humanomni.rft.reassemble import reassemble
 from humanomni.rft.selection import Decision, cap_classes, decide, drop_near_copies
 from humanomni.rft.sentences import Sentence, evidence, filter_sentences
-from humanomni.rft.settings import RftSettings
+from humanomni.rft.settings import CandidateSettings, RftSettings
 
 REPO = Path(__file__).parents[1]
-SETTINGS = RftSettings.model_validate(yaml.safe_load((REPO / "configs/caemer/rft.yaml").read_text()))
+SETTINGS = load_settings(RftSettings, REPO / "configs/caemer/rft.yaml")
 QUESTION = "Which emotion is it?"
 
 SMILE = "The mouth corners are raised in a smile and the eyes are bright."
@@ -195,6 +195,11 @@ def test_candidates_of_other_records_are_refused(build: Build) -> None:
     (build.folder / "data/records.jsonl").write_text("")
     log = build.start("http://127.0.0.1:9").communicate(timeout=60)[1]
     assert "give --records the file that the candidates were sampled for" in log
+
+
+def test_the_shipped_settings_of_sampling_are_valid() -> None:
+    settings = load_settings(CandidateSettings, REPO / "configs/caemer/candidates.yaml", ["n=4"])
+    assert (settings.n, settings.temperatures) == (4, (0.7, 1.0))
 
 
 def test_an_unknown_setting_is_named(build: Build) -> None:

@@ -124,7 +124,9 @@ def pipeline(checkout: Path, commands: Commands) -> Pipeline:
 
 
 def test_the_stages_run_in_order_and_the_manifest_tells_of_each(pipeline: Pipeline) -> None:
-    pipeline.run("--seed", "7", "--set", "grpo2.beta=0.1", "--set", "candidates.n=3", "--set", "infer.max_new_tokens=9")
+    pipeline.run(
+        "--seed", "7", "--set", "grpo2.rewards=format,accuracy", "--set", "candidates.n=3", "--set", "infer.top_k=9"
+    )
     infer = "inference_batch.py"
     grpo, sft = ["train_grpo.py", infer], ["train_sft.py", infer]
     assert pipeline.programs() == [
@@ -139,9 +141,9 @@ def test_the_stages_run_in_order_and_the_manifest_tells_of_each(pipeline: Pipeli
     assert steps["evaluate"]["metrics"] == {"sft": {"war": 0.9}}
     assert "runs/0.5B/rejection/rft.jsonl" in steps["rft"]["inputs"]
     assert steps["grpo3"]["inputs"]["runs/0.5B/rft"] == steps["rft"]["outputs"]["runs/0.5B/rft"]
-    assert " ".join(steps["grpo2"]["command"]).endswith("--seed 7 --beta 0.1")
+    assert " ".join(steps["grpo2"]["command"]).endswith("--seed 7 --rewards format accuracy")
     assert " ".join(steps["candidates"]["command"]).endswith("--set seed=7 --set n=3")
-    assert " ".join(steps["infer-sft"]["command"]).endswith("--max_new_tokens 9")
+    assert " ".join(steps["infer-sft"]["command"]).endswith("--top_k 9")
 
 
 def test_a_finished_run_does_nothing_and_a_lost_output_is_made_again(pipeline: Pipeline) -> None:
