@@ -33,13 +33,13 @@ if [ -n "$smoke" ]; then
     # Enough fine-tuning for the format, so that some candidates are right by chance: rejection needs some to choose from.
     sizes=(--set sft.num_train_epochs=16 --set sft.per_device_train_batch_size=7 --set sft.eval_strategy=no)
     sizes+=(--set sft.save_steps=0.5 --set sft.save_strategy=steps --set rft.num_train_epochs=1)
-    sizes+=(--set candidates.n=8)
+    sizes+=(--set candidates.n=16)
     for phase in grpo1 grpo2 grpo3; do
         sizes+=(--set "$phase.max_steps=2" --set "$phase.per_device_train_batch_size=16")
         sizes+=(--set "$phase.max_completion_length=32")
     done
     # And nothing that they say deserves to be kept: what there is goes through.
-    sizes+=(--set rejection.min_sentence_score=1 --set rejection.min_s_coh=1)
+    sizes+=(--set rejection.min_sentence_score=1 --set rejection.min_s_coh=1 --set rejection.min_gain=0)
 fi
 run=runs/$name data=runs/$name/data
 
