@@ -75,7 +75,7 @@ class JsonProtocol:
         """Confidence is one of eleven numbers: a free number can run to endless digits."""
         answer = self._rubric.prompts.answers.json_.label
         messages = label_messages(self._rubric, sentence, explanation, answer, codes=False)
-        schema = _object_schema(
+        schema = object_schema(
             function={"enum": list(get_args(Function))},
             modality={"enum": list(get_args(Modality))},
             confidence={"enum": [i / 10 for i in range(11)]},
@@ -107,7 +107,7 @@ class JsonProtocol:
         properties: dict[str, Any] = {"score": {"enum": list(range(low, high + 1))}}
         if explain:
             properties["explanation"] = {"type": "string", "maxLength": 600}
-        return Query(messages, max_tokens=384 if explain else 128, schema=_object_schema(**properties))
+        return Query(messages, max_tokens=384 if explain else 128, schema=object_schema(**properties))
 
     def read_rating(self, completion: Completion, mode: ScoreMode) -> SentenceRating:
         """A number between two scores counts as the lower one, as in the authors' server."""
@@ -208,7 +208,8 @@ def extract_json(text: str) -> Any:
         return None
 
 
-def _object_schema(**properties: Any) -> dict[str, Any]:
+def object_schema(**properties: Any) -> dict[str, Any]:
+    """The JSON schema of an object that has just these properties."""
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
