@@ -8,11 +8,14 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import httpx
 import tenacity
 from pydantic import ValidationError
 
+from fgce.emotion import ConveyedEmotion, EmotionRequest, EmotionResponse
 from fgce.endpoints import AttemptError, Endpoint, Endpoints, http_url, ssl_context
 from fgce.schema import ExplanationScore, MissingReason, ScoreItem, ScoreMode, ScoreRequest, ScoreResponse
 
@@ -30,6 +33,19 @@ def connect_args(url: str | None = None, token: str | None = None) -> tuple[list
     """
     urls = url or os.environ.get("FGCE_URL") or http_url(os.environ.get("POD_IP") or "127.0.0.1", 8000)
     return [one.rstrip("/") for one in urls.replace(",", " ").split()], token or os.environ.get("FGCE_TOKEN")
+
+
+_Response = TypeVar("_Response", ScoreResponse, EmotionResponse)
+
+
+@dataclass(frozen=True)
+class _Call(Generic[_Response]):
+    """A request on its way: path, JSON body, the ids that the answer must have, and its type."""
+
+    path: str
+    body: str
+    ids: list[str]
+    response: type[_Response]
 
 
 class FgceClient:
@@ -76,16 +92,25 @@ class FgceClient:
         items = request.items
         if not items:
             return ScoreResponse(rubric=None, judge=None, results=[])
-        try:
-            async with asyncio.timeout(self.deadline):
-                return await self._with_retries(request)
-        except TimeoutError:
-            failure = AttemptError(MissingReason.TIMEOUT, f"no answer within {self.deadline:g} s")
-        except AttemptError as error:
-            failure = error
-        logger.warning("FG-CE: %d explanations are missing: %s", len(items), failure)
-        results = [ExplanationScore.missing(item.id, failure.reason, str(failure)) for item in items]
+        body = request.model_dump_json(exclude_none=True)
+        answer = await self._answer(_Call("/v1/score", body, [item.id for item in items], ScoreResponse))
+        if not isinstance(answer, AttemptError):
+            return answer
+        results = [ExplanationScore.missing(item.id, answer.reason, str(answer)) for item in items]
         return ScoreResponse(rubric=None, judge=None, results=results)
+
+    def name_emotions(self, request: EmotionRequest) -> EmotionResponse:
+        """Which emotion each explanation conveys; never raises for anything that the server does or fails to do.
+
+        Raises:
+            RuntimeError: called while an event loop runs in this thread.
+        """
+        call = _Call("/v1/emotion", request.model_dump_json(), [item.id for item in request.items], EmotionResponse)
+        answer = asyncio.run(self._answer(call))
+        if not isinstance(answer, AttemptError):
+            return answer
+        results = [ConveyedEmotion.missing(id, answer.reason, str(answer)) for id in call.ids]
+        return EmotionResponse(question=None, judge=None, results=results)
 
     def score_sync(
         self,
@@ -101,7 +126,18 @@ class FgceClient:
         """
         return asyncio.run(self.score(items, score_mode=score_mode, gen_explanation=gen_explanation))
 
-    async def _with_retries(self, request: ScoreRequest) -> ScoreResponse:
+    async def _answer(self, call: "_Call[_Response]") -> "_Response | AttemptError":
+        try:
+            async with asyncio.timeout(self.deadline):
+                return await self._with_retries(call)
+        except TimeoutError:
+            failure = AttemptError(MissingReason.TIMEOUT, f"no answer within {self.deadline:g} s")
+        except AttemptError as error:
+            failure = error
+        logger.warning("FG-CE: %d explanations are missing: %s", len(call.ids), failure)
+        return failure
+
+    async def _with_retries(self, call: "_Call[_Response]") -> "_Response":
         headers = {"Content-Type": "application/json"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
@@ -111,16 +147,13 @@ class FgceClient:
             wait=_wait,
             reraise=True,
         )
-        body = request.model_dump_json(exclude_none=True)
         # A connection pool belongs to one event loop, so each call has its own: a rank makes one call a step.
         async with httpx.AsyncClient(
             transport=self._transport, timeout=_ATTEMPT_SHARE * self.deadline, verify=ssl_context(), headers=headers
         ) as http:
-            return await retrying(self._attempt, http, body, request, [])
+            return await retrying(self._attempt, http, call, [])
 
-    async def _attempt(
-        self, http: httpx.AsyncClient, body: str, request: ScoreRequest, tried: list[Endpoint]
-    ) -> ScoreResponse:
+    async def _attempt(self, http: httpx.AsyncClient, call: "_Call[_Response]", tried: list[Endpoint]) -> "_Response":
         endpoint = self._endpoints.pick(avoid=tried)
         if endpoint is None:
             detail = "every server failed again and again; none is asked until it has cooled down"
@@ -128,15 +161,15 @@ class FgceClient:
         tried.append(endpoint)
         try:
             with self._endpoints.using(endpoint):
-                return await self._ask(http, endpoint.url, body, request)
+                return await self._ask(http, endpoint.url, call)
         except AttemptError as error:
             if any(other.available for other in self._endpoints.all if other not in tried):
                 error.retry_after = None  # that server's wish; another one may have time
             raise
 
-    async def _ask(self, http: httpx.AsyncClient, url: str, body: str, request: ScoreRequest) -> ScoreResponse:
+    async def _ask(self, http: httpx.AsyncClient, url: str, call: "_Call[_Response]") -> "_Response":
         try:
-            answer = await http.post(f"{url}/v1/score", content=body)
+            answer = await http.post(f"{url}{call.path}", content=call.body)
         except httpx.TimeoutException as error:
             raise AttemptError(MissingReason.TIMEOUT, f"{url}: {error!r}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -144,11 +177,11 @@ class FgceClient:
         if answer.status_code != httpx.codes.OK:
             raise _refusal(answer)
         try:
-            scored = ScoreResponse.model_validate_json(answer.content)
+            scored = call.response.model_validate_json(answer.content)
         except ValidationError as error:
-            detail = f"{url}: the answer is not a score response: {error.errors()[0]['msg']}"
+            detail = f"{url}: not the expected answer: {error.errors()[0]['msg']}"
             raise AttemptError(MissingReason.BAD_RESPONSE, detail) from error
-        if [result.id for result in scored.results] != [item.id for item in request.items]:
+        if [result.id for result in scored.results] != call.ids:
             raise AttemptError(MissingReason.BAD_RESPONSE, f"{url}: the answer's ids are not the request's")
         return scored
 

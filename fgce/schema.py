@@ -53,11 +53,13 @@ def _encodable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What comes from outside: unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class ScoreItem(_Strict):
+class ScoreItem(Strict):
     """One explanation to score: its text, or its sentences where the caller has split it already."""
 
     # The OpenAPI schema says what the validator below checks.
@@ -81,7 +83,7 @@ class ScoreItem(_Strict):
         return self
 
 
-class ScoreRequest(_Strict):
+class ScoreRequest(Strict):
     """Body of POST /v1/score."""
 
     items: list[ScoreItem]

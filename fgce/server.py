@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from fgce.admission import OverloadedError, RefusedError
 from fgce.canary import CanaryReport
 from fgce.config import FgceConfig
+from fgce.emotion import EmotionRequest, EmotionResponse
 from fgce.endpoints import http_url
 from fgce.middleware import BearerToken, BodyLimit, Measured
 from fgce.schema import ScoreItem, ScoreMode, ScoreRequest, ScoreResponse
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _CLIENT_GONE = 499  # nobody reads it; for the request counts
 _DRAIN_POLL = 0.05  # seconds
+
+_Answer = TypeVar("_Answer", ScoreResponse, EmotionResponse)
 
 
 def create_app(config: FgceConfig, service: ScoringService) -> FastAPI:
@@ -58,9 +61,17 @@ def create_app(config: FgceConfig, service: ScoringService) -> FastAPI:
     async def score(request: ScoreRequest, http: Request) -> Response:
         """Scores many explanations; the answer holds one result an item, in order."""
         if len(request.items) > config.limits.items:
-            return _too_large(f"{len(request.items)} items; the limit is {config.limits.items} a request")
+            return _too_many(request.items, config)
         response = await _unless_gone(http, service.score(request))
         # Serialised here: FastAPI would validate the whole answer once more.
+        return Response(response.model_dump_json(), media_type="application/json") if response else _gone()
+
+    @app.post("/v1/emotion", response_model=EmotionResponse)
+    async def emotion(request: EmotionRequest, http: Request) -> Response:
+        """Names the emotion that each explanation conveys by itself; one result an item, in order."""
+        if len(request.items) > config.limits.items:
+            return _too_many(request.items, config)
+        response = await _unless_gone(http, service.read_emotions(request))
         return Response(response.model_dump_json(), media_type="application/json") if response else _gone()
 
     @app.post("/function_eval", response_model=list[dict[str, Any]])
@@ -143,7 +154,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-async def _unless_gone(http: Request, scoring: Coroutine[Any, Any, ScoreResponse]) -> ScoreResponse | None:
+async def _unless_gone(http: Request, scoring: Coroutine[Any, Any, _Answer]) -> _Answer | None:
     """The result of `scoring`; None, with the work given up, where the client goes before it is there."""
     work = asyncio.create_task(scoring)
     gone = asyncio.create_task(_disconnect(http))
@@ -162,6 +173,10 @@ async def _disconnect(http: Request) -> None:
 
 def _gone() -> Response:
     return Response(status_code=_CLIENT_GONE)
+
+
+def _too_many(items: Sequence[Any], config: FgceConfig) -> JSONResponse:
+    return _too_large(f"{len(items)} items; the limit is {config.limits.items} a request")
 
 
 def _too_large(detail: str) -> JSONResponse:

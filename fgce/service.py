@@ -11,6 +11,7 @@ from fgce.audit import AuditLog
 from fgce.cache import ScoreCache
 from fgce.canary import Canaries, CanaryReport
 from fgce.config import FgceConfig
+from fgce.emotion import EmotionReader, EmotionRequest, EmotionResponse
 from fgce.judges import build_judge
 from fgce.metrics import Metrics
 from fgce.rubric import load_rubric
@@ -40,6 +41,7 @@ class ScoringService:
         self._canaries = Canaries(scorer)
         self._probe_holds = probe_holds
         self._audit = audit
+        self._reader = EmotionReader(scorer.judge, scorer.timeout)
         self._draining = False
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
@@ -65,6 +67,18 @@ class ScoringService:
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("scored", extra=_counts(request_id, response, time.monotonic() - start))
         return response
+
+    async def read_emotions(self, request: EmotionRequest) -> EmotionResponse:
+        """Which emotion each explanation conveys.
+
+        Raises:
+            OverloadedError: the queue is full.
+            UnavailableError: the judge is not ready, or the server is about to stop.
+        """
+        if self._draining or (self._canaries.last and not self._canaries.last.ready):
+            raise UnavailableError("the judge is not ready, or the server is about to stop", _RECHECK)
+        with self.admission.admit(len(request.items)):
+            return await self._reader.read(request)
 
     async def readiness(self) -> CanaryReport:
         """Whether requests are taken: the judge answers, shown by the canaries, and the server is not draining."""

@@ -1,5 +1,6 @@
-"""What a judge is: the answers to FG-CE's two steps for one sentence."""
+"""What a judge is: the answers to FG-CE's two steps for one sentence, and to what an explanation conveys."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,7 +52,7 @@ class JudgeError(Exception):
 
 
 class Judge(Protocol):
-    """A judge of sentences. Both methods raise JudgeError, and nothing else, when they have no answer."""
+    """A judge of sentences. Its methods raise JudgeError, and nothing else, when they have no answer."""
 
     @property
     def decoding(self) -> str:
@@ -78,6 +79,10 @@ class Judge(Protocol):
         gen_explanation: bool,
     ) -> SentenceRating:
         """Step 2: score of a sentence of `function` against the predicted emotion."""
+        ...
+
+    async def name_emotion(self, explanation: str, emotions: Sequence[str]) -> str | None:
+        """Which of `emotions` the explanation conveys by itself; None for none, or for several alike."""
         ...
 
     async def aclose(self) -> None:

@@ -6,6 +6,8 @@ consistent conclusion from a contradicting one in plain prose, blind to irony, t
 the cue is in the video.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from fgce.judges.base import JudgeError, SentenceLabel, SentenceRating
 from fgce.judges.lexicon_data import CLEAR, DECISIVE, MISLEADING, WEAK, Lexicon, fold, load_lexicon, tokens_of
 from fgce.judges.lexicon_reading import Reading, read
 from fgce.schema import Function, JudgeInfo, MissingReason, ScoreMode
+from fgce.sentences import split_sentences
 
 LEXICON = Path(__file__).with_name("lexicon.yaml")
 
@@ -41,12 +44,7 @@ class LexiconJudge:
 
     async def label(self, sentence: str, explanation: str) -> SentenceLabel:
         """Raises JudgeError where the explanation is not English."""
-        language = self._language(explanation)
-        if language:
-            raise JudgeError(
-                MissingReason.UNSUPPORTED_LANGUAGE,
-                f"the lexicon judge knows English; this looks like {language}",
-            )
+        self._require_english(explanation)
         reading = self._read(sentence)
         confidence = round(1 - 0.5 ** (1 + min(reading.hits, 8)), 3)
         return SentenceLabel(function_of(reading), reading.modality, confidence)
@@ -74,8 +72,32 @@ class LexiconJudge:
             score = int(score >= _PASS)
         return SentenceRating(score, f"{why[0].upper()}{why[1:]}." if gen_explanation else None)
 
+    async def name_emotion(self, explanation: str, emotions: Sequence[str]) -> str | None:
+        """The emotion that the sentences name most, a conclusion counting double; else the one their cues support.
+
+        Raises JudgeError where the explanation is not English, or an emotion is not one word for one known emotion.
+        """
+        self._require_english(explanation)
+        labels: dict[str, str] = {}
+        for label in emotions:
+            emotion = self._emotion_of(label)
+            if emotion is None:
+                detail = f"the lexicon judge knows no single emotion named '{label}'"
+                raise JudgeError(MissingReason.UNSUPPORTED_EMOTION, detail)
+            labels[emotion] = label
+        readings = [self._read(sentence) for sentence in split_sentences(explanation)]
+        return labels.get(conveyed([reading for reading in readings if not reading.addressed], list(labels)) or "")
+
     async def aclose(self) -> None:
         """Nothing to let go of."""
+
+    def _require_english(self, explanation: str) -> None:
+        language = self._language(explanation)
+        if language:
+            raise JudgeError(
+                MissingReason.UNSUPPORTED_LANGUAGE,
+                f"the lexicon judge knows English; this looks like {language}",
+            )
 
 
 def foreign_language(text: str, lexicon: Lexicon) -> str | None:
@@ -113,6 +135,24 @@ def function_of(reading: Reading) -> Function:
     if has_evidence or reading.addressed or "irrelevant" in kinds or reading.mentioned:
         return "information extraction"
     return "others"
+
+
+def conveyed(readings: Sequence[Reading], emotions: Sequence[str]) -> str | None:
+    """The emotion that most of the readings speak for; None for none of `emotions`, or a tie to the last.
+
+    A name counts 2, a word close to it 1, and both double in a conclusion, as in S_coh. Cues decide between equals,
+    and where nothing is named: each counts by how far its strength is above a misleading one's.
+    """
+    named: Counter[str] = Counter()
+    supported: Counter[str] = Counter()
+    for reading in readings:
+        weight = 2 if function_of(reading) == "conclusion" else 1
+        for emotion in emotions:
+            named[emotion] += weight * (2 * (emotion in reading.asserted) + (emotion in reading.related))
+            supported[emotion] += sum(seen.strength(emotion) - MISLEADING for seen in reading.observations)
+    ranks = sorted(((named[emotion], supported[emotion]), emotion) for emotion in emotions)
+    (second, _), (best, emotion) = ranks[-2:]
+    return emotion if best > second else None
 
 
 def _rate(reading: Reading, function: Function, emotion: str, lexicon: Lexicon) -> _Verdict:

@@ -1,8 +1,10 @@
 """A judge that is a language model, whatever engine generates its answers."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from fgce.judges.base import SentenceLabel, SentenceRating
+from fgce.judges.emotion_question import ask_emotion, read_emotion
 from fgce.judges.protocols import AnswerProtocol, Completion, Query
 from fgce.schema import Function, JudgeInfo, ScoreMode
 
@@ -49,6 +51,10 @@ class ModelJudge:
         """Step 2."""
         query = self._protocol.ask_rating(sentence, explanation, function, predicted_emotion, mode, gen_explanation)
         return self._protocol.read_rating(await self._engine.complete(query), mode)
+
+    async def name_emotion(self, explanation: str, emotions: Sequence[str]) -> str | None:
+        """One generation, whatever the protocol."""
+        return read_emotion(await self._engine.complete(ask_emotion(explanation, emotions)), emotions)
 
     async def aclose(self) -> None:
         """Lets go of the engine."""

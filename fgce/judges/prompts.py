@@ -52,7 +52,7 @@ def label_messages(rubric: Rubric, sentence: str, explanation: str, answer: str,
         guard=rubric.prompts.guard,
         answer=answer,
     )
-    return _messages(instructions, explanation=explanation, sentence=sentence)
+    return tagged_messages(instructions, explanation=explanation, sentence=sentence)
 
 
 def rate_messages(
@@ -78,13 +78,14 @@ def rate_messages(
     judged = {"predicted_emotion": predicted_emotion[:_LONGEST_EMOTION], "sentence": sentence}
     if function != "conclusion":
         judged = {"explanation": explanation} | judged
-    return _messages(instructions, **judged)
+    return tagged_messages(instructions, **judged)
 
 
 def _listed(entries: list[tuple[str, str]]) -> str:
     return "\n".join(f"- {name}: {text}" for name, text in entries)
 
 
-def _messages(instructions: str, **judged: str) -> Messages:
+def tagged_messages(instructions: str, **judged: str) -> Messages:
+    """The instructions, and each judged text between tags of its name."""
     tagged = (f"<{tag}>\n{escape(text)}\n</{tag}>" for tag, text in judged.items())
     return [{"role": "system", "content": instructions.strip()}, {"role": "user", "content": "\n".join(tagged)}]

@@ -82,7 +82,7 @@ class JsonProtocol:
         """Confidence is one of eleven numbers: a free number can run to endless digits."""
         answer = self._rubric.prompts.answers.json_.label
         messages = label_messages(self._rubric, sentence, explanation, answer, codes=False)
-        schema = _object_schema(
+        schema = object_schema(
             function={"enum": list(get_args(Function))},
             modality={"enum": list(get_args(Modality))},
             confidence={"enum": [i / 10 for i in range(11)]},
@@ -115,7 +115,7 @@ class JsonProtocol:
         if explain:
             properties["explanation"] = {"type": "string", "maxLength": _REASON_CHARS}
         max_tokens = _ANSWER_TOKENS + (_REASON_TOKENS if explain else 0)
-        return Query(messages, max_tokens, schema=_object_schema(**properties))
+        return Query(messages, max_tokens, schema=object_schema(**properties))
 
     def read_rating(self, completion: Completion, mode: ScoreMode) -> SentenceRating:
         """A number between two scores counts as the lower one, as in the authors' server."""
@@ -217,7 +217,8 @@ def extract_json(text: str) -> Any:
         return None
 
 
-def _object_schema(**properties: Any) -> dict[str, Any]:
+def object_schema(**properties: Any) -> dict[str, Any]:
+    """The JSON schema of an object that has just these properties."""
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
