@@ -4,6 +4,7 @@ Rewards, inference and evaluation all read completions through `parse_completion
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from humanomni.labels import normalise_label
@@ -44,10 +45,10 @@ def parse_completion(text: str) -> Completion:
     )
 
 
-def label_of(text: str) -> str | None:
+def label_of(text: str, read_label: Callable[[str], str | None] = normalise_label) -> str | None:
     """The canonical emotion of a truth: a bare label, "<answer> LABEL </answer>" or a whole SFT target."""
     answer = parse_completion(text).answer
-    return normalise_label(_TAG.sub(" ", text) if answer is None else answer)
+    return read_label(_TAG.sub(" ", text) if answer is None else answer)
 
 
 def is_correct(completion: str, truth: str) -> bool:

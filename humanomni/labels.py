@@ -82,6 +82,20 @@ def parse_label_set(text: str) -> tuple[str, ...]:
     return tuple(name for name in classes if name is not None)
 
 
+COMPOUND_SET = "mafw_compound"  # its classes are the combinations that the data holds
+
+
+def normalise_compound(text: str) -> str | None:
+    """Reads one or several emotions out of an answer, as MAFW's compound labels name them.
+
+    Returns:
+        The canonical nouns in the order of `EMOTIONS`, joined by "_" ("sadness_surprise"), which makes a combination
+        equal in whatever order it is named. None where the text names no emotion, or denies one.
+    """
+    found, denied = _emotions_in(text)
+    return "_".join(emotion for emotion in EMOTIONS if emotion in found) if found and not denied else None
+
+
 def normalise_label(text: str) -> str | None:
     """Reads one emotion out of an answer.
 
@@ -94,9 +108,13 @@ def normalise_label(text: str) -> str | None:
         The canonical noun, one of `EMOTIONS`. None where the text names no emotion, two different ones
         ("sad, angry"; a compound label such as "sadness_surprise"), or denies one ("not angry").
     """
+    found, denied = _emotions_in(text)
+    return found.pop() if len(found) == 1 and not denied else None
+
+
+def _emotions_in(text: str) -> tuple[set[str], bool]:
+    """The canonical emotions that a text names, and whether it holds a negation."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     words = _WORD.findall(_NO_EMOTION.sub("none", folded))
     found = {_CANONICAL[word] for word in words if word in _CANONICAL}
-    if len(found) != 1 or not _NEGATIONS.isdisjoint(words):
-        return None
-    return found.pop()
+    return found, not _NEGATIONS.isdisjoint(words)

@@ -1,7 +1,12 @@
-"""A stage's prediction file: one JSON object a clip, as batch inference writes it."""
+"""A stage's prediction file, whoever wrote it: batch inference here, the authors' release, R1-Omni, ERV.
 
+Those programs differ in names, and the published ones leave the names to whoever calls the model. So a field is found
+by any of the names under which it is met, the first that a line has; a completion is read for what is not named apart.
+"""
+
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -9,6 +14,19 @@ from typing import Any, Self
 from humanomni.completion import label_of, parse_completion
 from humanomni.labels import normalise_label
 from humanomni.records import Line, RecordError, read_jsonl
+
+LabelReader = Callable[[str], str | None]
+
+# By field: the names, ours first.
+_NAMES = {
+    "id": ("id", "sample_id", "names", "name"),
+    "video": ("video", "video_path", "path", "video_id"),
+    "gt": ("gt", "ground_truth", "groundtruth", "solution", "label"),
+    "pred": ("pred", "predicted_emotion", "prediction", "extracted_answer"),
+    "think_text": ("think_text", "explanation", "reasoning", "rationale", "think"),
+    "raw_response": ("raw_response", "model_output", "output", "response", "completion"),
+}
+_WRAPPERS = ("results", "predictions")  # keys of an object around the list of predictions
 
 
 @dataclass(frozen=True)
@@ -43,50 +61,68 @@ class Prediction:
         return None if self.response is None else parse_completion(self.response).well_formed
 
     @classmethod
-    def from_json(cls, line: Line) -> Self:
-        """Reads `{"id", "video", "gt", "pred", "think_text", "raw_response"}`.
+    def from_json(cls, line: Line, read_label: LabelReader = normalise_label) -> Self:
+        """Reads `{"id", "video", "gt", "pred", "think_text", "raw_response"}`, or what stands for these elsewhere.
 
-        The authors' release writes no "id". Where "pred" or "think_text" is absent, the raw response is read.
+        Where "pred" or "think_text" is absent, the raw response is read. Where "pred" itself is a whole completion, it
+        is the raw response.
+
+        Args:
+            line: the line.
+            read_label: how an answer and a truth become an emotion.
 
         Raises:
-            RecordError: no "video", neither "pred" nor "raw_response", or a value that is no text.
+            RecordError: neither "id" nor "video", neither "pred" nor "raw_response", or a value that is no text.
         """
-        value = line.value
-        if "video" not in value or not {"pred", "raw_response"} & value.keys():
+        texts = _texts(line)
+        if not {"id", "video"} & texts.keys() or not {"pred", "raw_response"} & texts.keys():
             raise RecordError(
                 f'{line.where}: a prediction holds "video", "gt", "pred", "think_text" and "raw_response"; '
-                f"this line holds {', '.join(value) or 'nothing'}"
+                f"this line holds {', '.join(line.value) or 'nothing'}"
             )
-        texts = {key: _text(line, key) for key in ("video", "gt", "pred", "think_text", "raw_response")}
-        raw = texts["raw_response"]
+        raw = texts.get("raw_response")
+        if raw is None and parse_completion(texts.get("pred") or "").holds_pattern:
+            raw = texts.pop("pred")
         parsed = parse_completion(raw or "")
-        answer = texts["pred"] if "pred" in value else parsed.answer
-        explanation = texts["think_text"] if "think_text" in value else parsed.think
+        answer = texts.get("pred", parsed.answer)
+        explanation = texts.get("think_text", parsed.think)
+        truth = texts.get("gt")
         return cls(
-            id=str(value.get("id", texts["video"])),
-            video=texts["video"] or "",
-            truth=None if texts["gt"] is None else label_of(texts["gt"]),
-            predicted=None if answer is None else normalise_label(answer),
+            id=texts.get("id") or texts.get("video") or "",
+            video=texts.get("video") or "",
+            truth=None if truth is None else label_of(truth, read_label),
+            predicted=None if answer is None else read_label(answer),
             answer=(answer or "").strip(),
             explanation=(explanation or "").strip(),
             response=raw,
         )
 
 
-def _text(line: Line, key: str) -> str | None:
-    text: Any = line.value.get(key)
-    if text is not None and not isinstance(text, str):
-        raise RecordError(f'{line.where}: "{key}" must be text or null, not {text!r}')
-    return text
+def _texts(line: Line) -> dict[str, str | None]:
+    """The fields that the line has, by our names; a record that the line repeats as "question" is read too."""
+    question = line.value.get("question")
+    value = (question if isinstance(question, dict) else {}) | line.value
+    texts: dict[str, str | None] = {}
+    for field, names in _NAMES.items():
+        present = [name for name in names if name in value]
+        if not present:
+            continue
+        text: Any = value[present[0]]
+        if field == "id" and isinstance(text, int):
+            text = str(text)
+        if text is not None and not isinstance(text, str):
+            raise RecordError(f'{line.where}: "{present[0]}" must be text or null, not {text!r}')
+        texts[field] = text
+    return texts
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """Reads one stage's file.
+def read_predictions(path: Path, read_label: LabelReader = normalise_label) -> list[Prediction]:
+    """Reads one stage's file: JSON lines, a JSON array, or an object around one ("results").
 
     Raises:
         RecordError: a bad line, an id given twice, or an empty file.
     """
-    predictions = [Prediction.from_json(line) for line in read_jsonl(path) if isinstance(line, Line)]
+    predictions = [Prediction.from_json(line, read_label) for line in _lines(path)]
     if not predictions:
         raise RecordError(f"{path}: holds no predictions")
     repeated = [identity for identity, count in Counter(p.id for p in predictions).items() if count > 1]
@@ -96,6 +132,22 @@ def read_predictions(path: Path) -> list[Prediction]:
             "keep one prediction a clip"
         )
     return predictions
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    """The file's lines; the entries of the list inside where the whole file is one object around it."""
+    try:
+        whole = json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        whole = None  # JSON lines, or gzipped
+    wrapped = [whole[key] for key in _WRAPPERS if isinstance(whole, dict) and isinstance(whole.get(key), list)]
+    if not wrapped:
+        yield from (line for line in read_jsonl(path) if isinstance(line, Line))
+        return
+    for number, entry in enumerate(wrapped[0], start=1):
+        if not isinstance(entry, dict):
+            raise RecordError(f"{path}:{number}: a JSON object is expected, not {type(entry).__name__}")
+        yield Line(path, number, entry)
 
 
 def check_truths(name: str, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
