@@ -1,29 +1,36 @@
 """Measures recognition and coherence of one or more stages on the same clips, and writes the report.
 
     python scripts/evaluate.py --predictions sft=runs/sft/test.jsonl grpo1=runs/grpo1/test.jsonl \
+        --ablations video=runs/grpo1/video.jsonl audio=runs/grpo1/audio.jsonl \
         --label_set toy --fgce_url http://127.0.0.1:8000 --data_root data/toy --output runs/evaluation
 
 Writes to the output folder: summary.json (every figure), report.html (self-contained, no network), and
-fgce_scores.jsonl, from which a second evaluation takes the scores that it already has. Without an FG-CE
-server the evaluation finishes, leaves coherence empty and says so.
+fgce_scores.jsonl and fgce_emotions.jsonl, from which a second evaluation takes what the judge has said before. Without
+an FG-CE server the evaluation finishes, leaves coherence and consistency empty and says so. Ablations are the last
+stage's model, run with `inference_batch.py --modal`.
 """
 
 import argparse
 import json
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fgce.client import FgceClient
-from humanomni.evaluation.clips import ClipView, view_clips
-from humanomni.evaluation.coherence import CoherenceScorer, JudgeChangedError
-from humanomni.evaluation.predictions import check_truths, count_failed, read_predictions
+from humanomni.evaluation.cards import MAX_CARDS, choose_samples, with_views
+from humanomni.evaluation.clips import view_clips
+from humanomni.evaluation.coherence import CoherenceScorer
+from humanomni.evaluation.conveyed import EmotionNamer
+from humanomni.evaluation.judged import JudgeChangedError
+from humanomni.evaluation.predictions import Prediction, check_truths, count_failed, read_predictions
 from humanomni.evaluation.report import render_report
 from humanomni.evaluation.stage import Stage
 from humanomni.evaluation.summary import evaluation_summary
 from humanomni.evaluation.tables import comma_separated, markdown
-from humanomni.labels import LABEL_SETS, parse_label_set
+from humanomni.labels import COMPOUND_SET, LABEL_SETS, normalise_compound, normalise_label, parse_label_set
+from humanomni.prompts import MODALITIES
 from humanomni.records import RecordError, resolve_video
 
 log = logging.getLogger("evaluate")
@@ -45,30 +52,38 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Reads the predictions, scores their explanations and writes what `--format` asks for."""
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
-    files = dict(_named_path(text) for text in arguments.predictions)
-    if len(files) < len(arguments.predictions):
-        raise ValueError("--predictions names a stage twice; give each stage its own name")
-    classes = parse_label_set(arguments.label_set)
-    info = _stage_info(arguments.stage_info, list(files))
-    predictions = {name: read_predictions(path) for name, path in files.items()}
-    for name in files:
-        check_truths(name, predictions[name], classes)
+    stages = _read(arguments.predictions, "--predictions", arguments.label_set)
+    ablated = _read(arguments.ablations, "--ablations", arguments.label_set)
+    if unknown := ablated.keys() - MODALITIES.keys():
+        raise ValueError(f"--ablations takes MEDIA=PATH, MEDIA one of {', '.join(MODALITIES)}, not {min(unknown)!r}")
+    info = _stage_info(arguments.stage_info, list(stages))
+    classes = _classes(arguments.label_set, [*stages.values(), *ablated.values()])
+    for name, file in [*stages.items(), *ablated.items()]:
+        check_truths(name, file.predictions, classes)
     client = FgceClient(arguments.fgce_url, deadline=FGCE_DEADLINE)
     scorer = CoherenceScorer(client, output / "fgce_scores.jsonl")
-    stages = [
-        Stage(
+    namer = EmotionNamer(client, classes, output / "fgce_emotions.jsonl")
+
+    def judged(name: str, file: _File, media: str = "video_audio") -> Stage:
+        return Stage(
             name,
-            predictions[name],
-            scorer.score(predictions[name], name),
-            count_failed(path),
-            info.get(name, {}),
+            file.predictions,
+            scorer.score(file.predictions, name),
+            namer.name(file.predictions, name),
+            failed=count_failed(file.path),
+            media=media,
+            info=info.get(name, {}),
         )
-        for name, path in files.items()
-    ]
-    summary = evaluation_summary(stages, arguments.label_set, classes, scorer, arguments.seed)
+
+    shown = [judged(name, file) for name, file in stages.items()]
+    less = [judged(media, file, media) for media, file in ablated.items()]
+    summary = evaluation_summary(shown, less, arguments.label_set, classes, scorer, namer, arguments.seed)
     _write(output / "summary.json", json.dumps(summary, indent=1))
     if "html" in arguments.format:
-        _write(output / "report.html", render_report(summary, stages, _views(files, stages, arguments.data_root)))
+        samples = choose_samples(shown, arguments.max_cards)
+        paths = _clips(stages, arguments.data_root)
+        views = view_clips({sample["id"]: paths[sample["id"]] for sample in samples})
+        _write(output / "report.html", render_report(summary, shown, with_views(samples, views)))
     if "md" in arguments.format:
         _write(output / "summary.md", markdown(summary))
     if "csv" in arguments.format:
@@ -82,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--predictions", nargs="+", required=True, metavar="STAGE=PATH", help="prediction files, oldest stage first")
-    add("--label_set", required=True, help=f"{', '.join(LABEL_SETS)}, or classes divided by commas")
+    add("--ablations", nargs="+", default=[], metavar="MEDIA=PATH", help="the last stage's model shown only MEDIA")
+    known = ", ".join([*LABEL_SETS, COMPOUND_SET])
+    add("--label_set", required=True, help=f"{known}, or classes divided by commas")
     add("--output", type=Path, required=True, help="folder for summary.json, report.html and the kept scores")
     add("--fgce_url", help="FG-CE server (default: FGCE_URL, else http://$POD_IP:8000, else loopback)")
     add("--data_root", type=Path, help="folder of relative clip paths (default: each prediction file's own)")
@@ -94,15 +111,37 @@ def _parser() -> argparse.ArgumentParser:
         default=["html"],
         help="reports to write (default html); summary.json always is",
     )
+    add("--max_cards", type=int, default=MAX_CARDS, help="clips with a card in the report (default %(default)s)")
     add("--seed", type=int, default=0, help="of the bootstrap intervals (default 0)")
     return parser
 
 
-def _named_path(text: str) -> tuple[str, Path]:
-    name, separator, path = text.partition("=")
-    if not (name and separator and path):
-        raise ValueError(f"--predictions takes STAGE=PATH, not {text!r}")
-    return name, Path(path)
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    predictions: list[Prediction]
+
+
+def _read(named: list[str], flag: str, label_set: str) -> dict[str, _File]:
+    """The files of `NAME=PATH` arguments, by name."""
+    read_label = normalise_compound if label_set == COMPOUND_SET else normalise_label
+    files: dict[str, _File] = {}
+    for text in named:
+        name, _, path = text.partition("=")
+        if not (name and path):
+            raise ValueError(f"{flag} takes NAME=PATH, not {text!r}")
+        if name in files:
+            raise ValueError(f"{flag} names {name!r} twice; give each file its own name")
+        files[name] = _File(Path(path), read_predictions(Path(path), read_label))
+    return files
+
+
+def _classes(label_set: str, files: list[_File]) -> tuple[str, ...]:
+    """The set's classes; of compound labels those that are true of a clip, single ones first."""
+    if label_set != COMPOUND_SET:
+        return parse_label_set(label_set)
+    truths = {p.truth for file in files for p in file.predictions if p.truth is not None}
+    return tuple(sorted(truths, key=lambda truth: (truth.count("_"), truth)))
 
 
 def _stage_info(path: Path | None, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -118,13 +157,9 @@ def _stage_info(path: Path | None, names: list[str]) -> dict[str, dict[str, Any]
     return info
 
 
-def _views(files: dict[str, Path], stages: list[Stage], data_root: Path | None) -> dict[str, ClipView]:
-    paths = {
-        prediction.id: resolve_video(prediction.video, files[stage.name], data_root)
-        for stage in stages
-        for prediction in stage.predictions
-    }
-    return view_clips(paths)
+def _clips(files: dict[str, _File], data_root: Path | None) -> dict[str, Path]:
+    """Where each clip is, by its id."""
+    return {p.id: resolve_video(p.video, file.path, data_root) for file in files.values() for p in file.predictions}
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,7 +1,8 @@
 """A small world for the evaluation's tests: prediction files of three stages, and an FG-CE server.
 
 The server is a stand-in with the real wire format: it reads "[function modality score]" at the end of each
-sentence and answers just that, so that a test can dictate every score; "[fails]" makes the sentence missing.
+sentence and answers just that, so that a test can dictate every score; "[fails]" makes the sentence missing. An
+explanation conveys the last emotion that it names; "[fails]" is missing there too.
 """
 
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fgce.aggregate import aggregate
+from fgce.emotion import ConveyedEmotion, EmotionItem, EmotionRequest, EmotionResponse
 from fgce.schema import JudgeInfo, MissingReason, RubricInfo, ScoreRequest, ScoreResponse, SentenceScore
 
 _MARK = re.compile(r"\s*\[([^\]]*)\]")
@@ -26,25 +28,44 @@ class DictatedJudge:
 
     Attributes:
         asked: how many explanations have been scored.
+        asked_to_name: of how many the emotion has been named.
         revision: the judge's revision; changing it makes another judge.
         broken: answers every request with nonsense.
     """
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.asked = self.asked_to_name = 0
         self.revision = "1"
         self.broken = False
         self.url = ""
 
-    def answer(self, body: bytes) -> bytes:
+    def answer(self, path: str, body: bytes) -> bytes:
         if self.broken:
             return b"<html>proxy error</html>"
+        if path == "/v1/emotion":
+            return self.name_emotions(EmotionRequest.model_validate_json(body)).model_dump_json().encode()
         request = ScoreRequest.model_validate_json(body)
         self.asked += sum(bool(item.explanation) for item in request.items)
         results = [aggregate(item.id, _sentences(item.explanation or "")) for item in request.items]
         rubric = RubricInfo(version="test", sha256="ab" * 32)
-        judge = JudgeInfo(backend="dictated", model="none", revision=self.revision)
-        return ScoreResponse(rubric=rubric, judge=judge, results=results).model_dump_json().encode()
+        return ScoreResponse(rubric=rubric, judge=self.info, results=results).model_dump_json().encode()
+
+    @property
+    def info(self) -> JudgeInfo:
+        return JudgeInfo(backend="dictated", model="none", revision=self.revision)
+
+    def name_emotions(self, request: EmotionRequest) -> EmotionResponse:
+        self.asked_to_name += sum(bool(item.explanation) for item in request.items)
+        question = RubricInfo(version="test", sha256="cd" * 32)
+        results = [_conveyed(item, request.emotions) for item in request.items]
+        return EmotionResponse(question=question, judge=self.info, results=results)
+
+
+def _conveyed(item: EmotionItem, emotions: list[str]) -> ConveyedEmotion:
+    if "[fails]" in item.explanation:
+        return ConveyedEmotion.missing(item.id, MissingReason.TIMEOUT, "the judge timed out")
+    named = [word for word in re.findall(r"\w+", item.explanation) if word in emotions]
+    return ConveyedEmotion(id=item.id, status="ok", emotion=named[-1] if named else None)
 
 
 def _sentences(explanation: str) -> list[SentenceScore]:
@@ -79,7 +100,7 @@ def dictated_judge() -> Iterator[DictatedJudge]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:  # noqa: N802 - the base class names it
-            answer = judge.answer(self.rfile.read(int(self.headers["Content-Length"])))
+            answer = judge.answer(self.path, self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()

@@ -9,7 +9,8 @@ from evaluation_factory import DictatedJudge, dictated_judge
 from fgce.client import FgceClient
 from fgce.schema import ExplanationScore, MissingReason
 from humanomni.evaluation.anatomy import coherence_summary, redundancy
-from humanomni.evaluation.coherence import CoherenceScorer, JudgeChangedError
+from humanomni.evaluation.coherence import CoherenceScorer
+from humanomni.evaluation.judged import JudgeChangedError
 from humanomni.evaluation.predictions import Prediction
 
 CLEAR = "The mouth smiles. [e v 4] She is happy. [c v 5]"

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 from evaluation_factory import dictated_judge, prediction, three_stages, write_predictions
 
+from humanomni.evaluation.predictions import read_predictions
 
-def evaluate(repo: Path, files: dict[str, Path], output: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, repo / "scripts" / "evaluate.py", "--output", output, "--label_set", "toy"]
+
+def evaluate(
+    repo: Path, files: dict[str, Path], output: Path, *more: str, label_set: str = "toy"
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, repo / "scripts" / "evaluate.py", "--output", output, "--label_set", label_set]
     stages = [f"{name}={path}" for name, path in files.items()]
     return subprocess.run([*command, "--predictions", *stages, *more], capture_output=True, text=True, check=False)
 
@@ -25,10 +29,10 @@ def test_three_stages_are_measured_and_a_second_run_asks_no_judge(repo: Path, tm
         arguments = ("--fgce_url", judge.url, "--stage_info", str(info), "--format", "html", "md", "csv")
         first = evaluate(repo, files, output, *arguments)
         assert first.returncode == 0, first.stderr
-        asked = judge.asked
+        asked = judge.asked, judge.asked_to_name
         before = (output / "summary.json").read_bytes()
         assert evaluate(repo, files, output, *arguments).returncode == 0
-        assert judge.asked == asked > 0
+        assert (judge.asked, judge.asked_to_name) == asked > (0, 0)
     assert (output / "summary.json").read_bytes() == before
     summary = json.loads(before)
     sft, grpo1, grpo2 = summary["stages"]
@@ -48,7 +52,15 @@ def test_three_stages_are_measured_and_a_second_run_asks_no_judge(repo: Path, tm
     rows = list(csv.DictReader((output / "summary.csv").open()))
     assert [float(row["war"]) for row in rows] == [stage["war"] for stage in summary["stages"]]
     assert (output / "summary.md").read_text() == first.stdout
-    assert first.stdout.count("\n") == 5
+    assert "| anger | 4 | 0.500 | 0.750 | 0.750 |" in first.stdout
+    assert "| sft → grpo2 | +0.357" in first.stdout
+    assert rows[0]["recall: anger"] == "0.5"
+    # The dictated judge reads what the answer says, so explanations agree with answers; clip 5 has no answer and clip
+    # 12 no explanation.
+    assert sft["epc"] == pytest.approx(26 / 28)
+    assert sft["eea"] == pytest.approx(13 / 28)
+    assert sft["fcr"] == sft["eea"]
+    assert summary["conveyed"]["judge"]["backend"] == "dictated"
 
 
 def test_without_a_server_the_evaluation_finishes_and_says_so(repo: Path, tmp_path: Path) -> None:
@@ -60,6 +72,7 @@ def test_without_a_server_the_evaluation_finishes_and_says_so(repo: Path, tmp_pa
     assert stage["war"] == pytest.approx(13 / 28)
     assert stage["n_missing"] == 26
     assert stage["missing_reasons"] == {"unreachable": 26}
+    assert (stage["eea"], stage["fcr"], stage["epc"], stage["n_conveyed_missing"]) == (None, None, None, 27)
     assert "No FG-CE server answers" in summary["fgce"]["message"]
     assert "No FG-CE server answers" in result.stderr
     assert "No FG-CE server answers" in (tmp_path / "out" / "report.html").read_text()
@@ -78,6 +91,83 @@ def test_clips_that_failed_and_files_of_the_authors_release(repo: Path, tmp_path
     [stage] = json.loads((tmp_path / "out" / "summary.json").read_text())["stages"]
     assert (stage["war"], stage["n"], stage["n_failed"]) == (1.0, 3, 1)
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_ablations_stand_beside_the_last_stage(repo: Path, tmp_path: Path) -> None:
+    files = three_stages(tmp_path)
+    with dictated_judge() as judge:
+        ablations = ("--ablations", f"video={files['grpo1']}", f"audio={files['grpo2']}")
+        result = evaluate(repo, files, tmp_path / "out", "--fgce_url", judge.url, *ablations, "--format", "json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["ablations"]["full"] == "grpo2"
+    full, video, audio = summary["ablations"]["runs"]
+    assert (full["media"], full["unseen"]) == ("video_audio", 0)
+    assert (video["war"], video["unseen"]) == (pytest.approx(19 / 28), 0)
+    assert video["against_full"]["lost"] > 0
+    # Of grpo2's four sentences only one keeps to the sound, which is all that "audio" shows.
+    assert audio["unseen"] == 0.75
+    assert audio["against_full"]["war"]["difference"] == 0
+    assert "| video | 0.679" in result.stdout
+    wrong = evaluate(repo, files, tmp_path / "out", "--ablations", f"smell={files['sft']}")
+    assert "--ablations takes MEDIA=PATH" in wrong.stderr
+
+
+def test_compound_labels_of_mafw(repo: Path, tmp_path: Path) -> None:
+    rows = [
+        prediction(1, "sadness_surprise", "surprised and sad", "x"),
+        prediction(2, "sadness_surprise", "sadness", "x"),
+        prediction(3, "anger", "anger", "x"),
+        prediction(4, "anger_disgust_contempt", "contempt, disgust and anger", "x"),
+    ]
+    files = {"sft": write_predictions(tmp_path / "sft.jsonl", rows)}
+    arguments = ("--fgce_url", "http://127.0.0.1:9", "--format", "html", "md")
+    result = evaluate(repo, files, tmp_path / "out", *arguments, label_set="mafw_compound")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["classes"] == ["anger", "sadness_surprise", "anger_disgust_contempt"]
+    [stage] = summary["stages"]
+    assert (stage["war"], stage["uar"]) == (0.75, pytest.approx((1 + 0.5 + 1) / 3))
+    assert stage["overlap"] == pytest.approx((1 + 0.5 + 1 + 1) / 4)
+    assert "| sadness_surprise | 2 | 0.500 |" in result.stdout
+    single = evaluate(repo, files, tmp_path / "single", *arguments, label_set="mafw")
+    assert single.returncode == 0, single.stderr
+    assert json.loads((tmp_path / "single" / "summary.json").read_text())["stages"][0]["n_labelled"] == 1
+
+
+COMPLETION = "<think>She weeps.</think>\n<answer>sad</answer>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"video": "a.mp4", "gt": "sad", "output": COMPLETION}),
+        json.dumps({"video_path": "a.mp4", "ground_truth": "<answer> sadness </answer>", "pred": COMPLETION}),
+        json.dumps([{"name": "a", "label": "sad", "reasoning": "She weeps.", "prediction": "sad"}]),
+        json.dumps(
+            {
+                "accuracy": 100.0,
+                "results": [
+                    {
+                        "question": {"path": "a.mp4", "solution": "<answer>sad</answer>"},
+                        "ground_truth": "sad",
+                        "model_output": COMPLETION,
+                        "extracted_answer": "sad",
+                    }
+                ],
+            },
+            indent=2,
+        ),
+    ],
+    ids=["raw output", "completion as pred", "explanation and prediction", "R1 results object"],
+)
+def test_files_of_other_programs(repo: Path, tmp_path: Path, text: str) -> None:
+    """The ways in which programs of the R1-Omni and ERV family write a prediction."""
+    path = tmp_path / "theirs.json"
+    path.write_text(text)
+    [found] = read_predictions(path)
+    assert (found.truth, found.predicted, found.explanation) == ("sadness", "sadness", "She weeps.")
+    assert found.id in {"a", "a.mp4"}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The report's file and its charts, without a browser."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -8,14 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fgce.emotion import ConveyedEmotion
 from fgce.schema import ExplanationScore
+from humanomni.evaluation.ablation import ablation_summary
+from humanomni.evaluation.cards import choose_samples, with_views
 from humanomni.evaluation.charts import HEIGHT, LEFT, TOP, WIDTH, nice_ticks, stage_chart, training_charts
 from humanomni.evaluation.predictions import Prediction
 from humanomni.evaluation.published import PUBLISHED
 from humanomni.evaluation.report import render_report
 from humanomni.evaluation.significance import compare
 from humanomni.evaluation.stage import Stage
-from humanomni.evaluation.summary import stage_summary
+from humanomni.evaluation.stage_summary import stage_summary
 from humanomni.labels import LABEL_SETS
 
 HOSTILE = "</script><script>alert(1)</script>\"'&<img src=x>"
@@ -26,7 +30,8 @@ def html() -> str:
     """A report whose every text is hostile, as far as a user or a model can choose it."""
     prediction = Prediction(HOSTILE, HOSTILE, "anger", None, HOSTILE, HOSTILE, HOSTILE)
     score = ExplanationScore(id="", status="ok", flags=[HOSTILE], score=3.0, normalised=0.5)
-    stages = [Stage(name, [prediction], [score]) for name in (HOSTILE, "other")]
+    conveyed = ConveyedEmotion(id="", status="ok", emotion="sadness")
+    stages = [Stage(name, [prediction], [score], [conveyed]) for name in (HOSTILE, "other")]
     classes = LABEL_SETS["ravdess"]
     judge = {"backend": HOSTILE, "model": HOSTILE, "revision": HOSTILE}
     summary = {
@@ -36,9 +41,11 @@ def html() -> str:
         "fgce": {"rubric": {"version": HOSTILE, "sha256": HOSTILE}, "judge": judge, "message": HOSTILE},
         "stages": [stage_summary(stage, classes, 0) for stage in stages],
         "comparisons": [compare(*stages, classes, 0)],
+        "conveyed": {"question": {"version": HOSTILE, "sha256": HOSTILE}, "judge": judge},
+        "ablations": ablation_summary(stages[0], [dataclasses.replace(stages[1], media="audio")], classes, 0),
         "published": PUBLISHED["ravdess"],
     }
-    return render_report(summary, stages, {})
+    return render_report(summary, stages, with_views(choose_samples(stages, 10), {}))
 
 
 class Tags(HTMLParser):
@@ -60,7 +67,11 @@ class Tags(HTMLParser):
 def test_hostile_text_stays_text_and_nothing_is_loaded(html: str) -> None:
     tags = Tags()
     tags.feed(html)
-    assert [attributes.get("type") for tag, attributes in tags.found if tag == "script"] == ["application/json", None]
+    assert [attributes.get("type") for tag, attributes in tags.found if tag == "script"] == [
+        "application/json",
+        None,
+        None,
+    ]
     assert not [tag for tag, _ in tags.found if tag in {"img", "iframe", "object", "embed"}]
     links = [
         str(value) for _, attributes in tags.found for name, value in attributes.items() if name in {"src", "href"}
@@ -71,6 +82,23 @@ def test_hostile_text_stays_text_and_nothing_is_loaded(html: str) -> None:
     data = json.loads(tags.scripts[0])
     assert data["samples"][0]["answers"][0]["words"] == HOSTILE
     assert data["stages"] == [HOSTILE, "other"]
+
+
+def test_cards_beyond_the_cap_are_spread_over_classes_and_errors() -> None:
+    def prediction(number: int) -> Prediction:
+        truth = "anger" if number < 90 else "fear"
+        answer = "sadness" if number % 30 == 0 else truth
+        return Prediction(f"{number:03d}", "", truth, answer, answer, "x", None)
+
+    predictions = [prediction(number) for number in range(100)]
+    scores = [ExplanationScore(id=p.id, status="ok") for p in predictions]
+    stage = Stage("sft", predictions, scores, [ConveyedEmotion(id=p.id, status="ok") for p in predictions])
+    chosen = [int(sample["id"]) for sample in choose_samples([stage], 20)]
+    assert len(chosen) == 20
+    assert chosen == sorted(chosen)
+    assert {0, 30, 60, 90} <= set(chosen)  # every wrong one, of both classes
+    assert sum(number >= 90 for number in chosen) >= 7
+    assert len(choose_samples([stage], 2000)) == 100
 
 
 def test_a_stage_without_a_figure_has_no_point() -> None:

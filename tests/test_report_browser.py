@@ -1,6 +1,7 @@
 """The report as a reader sees it, in Chromium. Screenshots go to build/screenshots."""
 
 import base64
+import dataclasses
 import json
 import os
 import shutil
@@ -14,8 +15,10 @@ from evaluation_factory import dictated_judge, three_stages, write_predictions
 from media_factory import write_clip
 
 from fgce.client import FgceClient
+from humanomni.evaluation.cards import MAX_CARDS, choose_samples, with_views
 from humanomni.evaluation.clips import STRIP_BYTES, ClipView, view_clips
 from humanomni.evaluation.coherence import CoherenceScorer
+from humanomni.evaluation.conveyed import EmotionNamer
 from humanomni.evaluation.predictions import read_predictions
 from humanomni.evaluation.report import render_report
 from humanomni.evaluation.stage import Stage
@@ -47,15 +50,19 @@ def build_report(files: dict[str, Path], info: dict[str, Any], views: Mapping[st
     """URL of the report of these prediction files, written beside them."""
     folder = files["sft"].parent
     with dictated_judge() as judge:
-        scorer = CoherenceScorer(FgceClient(judge.url), folder / "scores.jsonl")
+        client = FgceClient(judge.url)
+        scorer = CoherenceScorer(client, folder / "scores.jsonl")
+        namer = EmotionNamer(client, LABEL_SETS[label_set], folder / "emotions.jsonl")
         stages = []
         for name, path in files.items():
             predictions = read_predictions(path)
-            scores = scorer.score(predictions, name)
-            stages.append(Stage(name, predictions, scores, info=info.get(name, {})))
-    summary = evaluation_summary(stages, label_set, LABEL_SETS[label_set], scorer, seed=0)
+            scores, conveyed = scorer.score(predictions, name), namer.name(predictions, name)
+            stages.append(Stage(name, predictions, scores, conveyed, info=info.get(name, {})))
+    ablated = [dataclasses.replace(stages[0], name="audio", media="audio")]
+    summary = evaluation_summary(stages, ablated, label_set, LABEL_SETS[label_set], scorer, namer, seed=0)
     page = folder / "report.html"
-    page.write_text(render_report(summary, stages, views), encoding="utf-8")
+    samples = with_views(choose_samples(stages, MAX_CARDS), views)
+    page.write_text(render_report(summary, stages, samples), encoding="utf-8")
     return page.as_uri()
 
 
@@ -137,7 +144,7 @@ def page(browser: Any, report: str, request: pytest.FixtureRequest, repo: Path) 
 def test_curves_have_a_point_a_stage_and_say_their_values(page: Page) -> None:
     charts = page.all("#curves .chart")
     titles = [chart.find_element("css selector", "figcaption").text for chart in charts]
-    assert titles == ["WAR", "UAR", "Format rate", "Coherence (S_coh)"]
+    assert titles == ["WAR", "UAR", "Coherence (S_coh)", "Faithful consistency (FCR)"]
     for chart in charts:
         assert len(chart.find_elements("css selector", "circle.mark")) == 3
     values = [element.text for element in charts[0].find_elements("css selector", ".value")]
@@ -208,9 +215,11 @@ def test_filters_change_what_is_shown(page: Page) -> None:
     page.choose("f-answer", "wrong")
     assert len(page.all(".card")) == 5
     assert "5 of 5 matching clips" in page.one("#count").text
-    page.choose("f-answer", "right, and wrong in sft")
+    page.choose("f-answer", "right, and wrong before")
     gained = {card.text.split("\n")[0] for card in page.all(".card")}
     assert "clip-001" in gained
+    page.choose("f-answer", "not what its explanation says")
+    assert not page.all(".card")
     page.choose("f-stage", "sft")
     page.choose("f-answer", "unparseable")
     assert [card.text.split("\n")[0] for card in page.all(".card")] == ["clip-005", "clip-012"]
@@ -223,9 +232,17 @@ def test_filters_change_what_is_shown(page: Page) -> None:
 
 def test_order_and_comparison(page: Page) -> None:
     page.choose("f-order", "lowest S_coh first")
-    scores = [float(e.text.split()[-1]) for e in page.all(".answer:nth-child(3) .s-coh")]
+    scores = [float(e.text.split()[1]) for e in page.all(".answer:nth-child(3) .s-coh")]
     assert scores == sorted(scores)
     assert len(page.all(".card")[0].find_elements("css selector", ".answer")) == 3
+    assert not page.all(".answer:nth-child(2) .change")
+    page.choose("f-order", "largest gain first")
+    changes = [float(e.text) for e in page.all(".answer:nth-child(3) .change")]
+    assert changes == sorted(changes, reverse=True)
+    page.choose("f-base", "grpo1")
+    page.choose("f-answer", "another than before")
+    assert "12 of 12 matching clips" in page.one("#count").text  # 9 are wrong in grpo1, 5 in grpo2, one in both
+    page.choose("f-answer", "any")
     page.all("#f-shown input")[1].click()
     stages = [e.text for e in page.all(".card")[0].find_elements("css selector", ".stage")]
     assert stages == ["sft", "grpo2"]
@@ -261,6 +278,46 @@ def test_the_keyboard_reaches_everything(page: Page) -> None:
     assert focusable
 
 
+def test_ablations_are_shown_side_by_side(page: Page) -> None:
+    full, audio = (row.text for row in page.all("#shown-less tbody tr"))
+    assert full.startswith("video and audio 0.821")
+    assert audio.startswith("audio 0.464")
+    assert "51 %" in audio  # of sft's sentences cite what is seen
+
+
+CONTRAST = """
+const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+const rgba = (colours) => {
+  canvas.clearRect(0, 0, 1, 1);
+  for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+  return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+};
+const luminance = (rgb) => {
+  const [r, g, b] = rgb.map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const poor = [];
+for (const e of document.querySelectorAll("body *")) {
+  const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+  if (!own || !e.checkVisibility() || e.closest("select") || e.classList.contains("skip")) continue;
+  const style = getComputedStyle(e);
+  const behind = [];
+  for (let up = e; up; up = up.parentElement) behind.unshift(getComputedStyle(up).backgroundColor);
+  const text = e.namespaceURI.endsWith("svg") ? style.fill : style.color;
+  const [a, b] = [luminance(rgba([...behind, text])), luminance(rgba(behind))];
+  const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  if (ratio < 4.5) poor.push(`${ratio.toFixed(2)} ${e.className} ${e.textContent.slice(0, 40)}`);
+}
+return poor;
+"""
+
+
+@pytest.mark.parametrize("page", [(1280, "light"), (1280, "dark")], indirect=True, ids=["light", "dark"])
+def test_all_text_stands_out_from_what_is_behind_it(page: Page) -> None:
+    page.script("document.querySelectorAll('.sentence')[0].focus()")
+    assert page.script(CONTRAST) == []
+
+
 @pytest.mark.parametrize("page", [(1280, "dark")], indirect=True, ids=["dark"])
 def test_it_is_dark_where_the_reader_asks_for_it(page: Page) -> None:
     assert max(page.colour("body", "background-color")) < 60
@@ -269,7 +326,7 @@ def test_it_is_dark_where_the_reader_asks_for_it(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [(375, "light"), (375, "dark"), (768, "light")], indirect=True, ids=["phone", "dark phone", "tablet"]
+    "page", [(390, "light"), (390, "dark"), (768, "light")], indirect=True, ids=["phone", "dark phone", "tablet"]
 )
 def test_nothing_is_wider_than_the_screen(page: Page) -> None:
     page.script("document.querySelectorAll('.sentence')[1].focus()")

@@ -45,6 +45,8 @@ def coherence_summary(
     values = _defined(s_coh(score) for score in scores)
     scored = [score for score in scores if score.status == "ok"]
     unweighted = [FLOOR if score.unweighted is None else score.unweighted for score in scored]
+    if len(scored) < len(scores) and not any(score.sentences for score in scored):
+        values, unweighted = [], []  # no judge: the clips without an explanation, alone, would make the mean the floor
     sentences = [sentence for score in scores for sentence in score.sentences]
     mean = _mean(values)
     return {

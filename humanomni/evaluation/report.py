@@ -6,11 +6,9 @@ from typing import Any
 
 import jinja2
 
-from fgce.schema import ExplanationScore
-from humanomni.evaluation.anatomy import FUNCTIONS, MODALITIES, s_coh
+from humanomni.evaluation.anatomy import FUNCTIONS, MODALITIES
+from humanomni.evaluation.cards import Sample
 from humanomni.evaluation.charts import Chart, stage_chart, training_charts
-from humanomni.evaluation.clips import ClipView
-from humanomni.evaluation.predictions import Prediction
 from humanomni.evaluation.published import CAVEAT
 from humanomni.evaluation.stage import Stage
 
@@ -18,45 +16,56 @@ from humanomni.evaluation.stage import Stage
 CURVES = {
     "war": ("WAR", (0.0, 1.0)),
     "uar": ("UAR", (0.0, 1.0)),
-    "format_rate": ("Format rate", (0.0, 1.0)),
     "s_coh": ("Coherence (S_coh)", (1.0, 5.0)),
+    "fcr": ("Faithful consistency (FCR)", (0.0, 1.0)),
 }
 
 
-def render_report(summary: Mapping[str, Any], stages: Sequence[Stage], views: Mapping[str, ClipView]) -> str:
+def render_report(summary: Mapping[str, Any], stages: Sequence[Stage], samples: Sequence[Sample]) -> str:
     """The report's HTML.
 
     Args:
         summary: what summary.json holds.
         stages: the same stages with their predictions and scores.
-        views: frames and waveform by the predictions' id; a clip without a view has a card without pictures.
+        samples: the cards, from `choose_samples` and `with_views`.
     """
-    environment = jinja2.Environment(
+    clips = {p.id for stage in stages for p in stage.predictions}
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            summary=summary,
+            stages=summary["stages"],
+            stage_charts=_stage_charts(summary["stages"]),
+            training_charts=training_charts({stage.name: stage.info.get("log_history", []) for stage in stages}),
+            functions=FUNCTIONS,
+            modalities=MODALITIES,
+            caveat=CAVEAT,
+            n_clips=len(clips),
+            cards={
+                "stages": [stage.name for stage in stages],
+                "functions": FUNCTIONS,
+                "modalities": MODALITIES,
+                "samples": samples,
+            },
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """The templates of this folder, with the filters that they use."""
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters["figure"] = _figure
-    environment.filters["percent"] = _percent
-    environment.filters["signed"] = _signed
-    return environment.get_template("report.html").render(
-        summary=summary,
-        stages=summary["stages"],
-        stage_charts=_stage_charts(summary["stages"]),
-        training_charts=training_charts({stage.name: stage.info.get("log_history", []) for stage in stages}),
-        functions=FUNCTIONS,
-        modalities=MODALITIES,
-        caveat=CAVEAT,
-        cards={
-            "stages": [stage.name for stage in stages],
-            "functions": FUNCTIONS,
-            "modalities": MODALITIES,
-            "samples": _samples(stages, views),
-        },
-    )
+    templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    templates.filters["figure"] = _figure
+    templates.filters["percent"] = _percent
+    templates.filters["signed"] = _signed
+    return templates
 
 
 def _stage_charts(stages: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -71,53 +80,6 @@ def _stage_charts(stages: Sequence[Mapping[str, Any]]) -> list[Chart]:
         )
         for key, (title, bounds) in CURVES.items()
     ]
-
-
-def _samples(stages: Sequence[Stage], views: Mapping[str, ClipView]) -> list[dict[str, Any]]:
-    """One entry a clip, with every stage's answer to it (None where a stage has none)."""
-    by_id = [{p.id: (p, score) for p, score in zip(stage.predictions, stage.scores, strict=True)} for stage in stages]
-    truths = {p.id: p.truth for stage in stages for p in stage.predictions}
-    samples = []
-    for identity, truth in truths.items():
-        view = views.get(identity, ClipView())
-        answers = [_answer(*answered[identity]) if identity in answered else None for answered in by_id]
-        samples.append(
-            {
-                "id": identity,
-                "truth": truth,
-                "strip": view.strip,
-                "peaks": view.peaks,
-                "seconds": view.seconds,
-                "note": view.note,
-                "answers": answers,
-            }
-        )
-    return samples
-
-
-def _answer(prediction: Prediction, score: ExplanationScore) -> dict[str, Any]:
-    """A stage's part of a card; sentences are short rows because there may be tens of thousands of them."""
-    return {
-        "predicted": prediction.predicted,
-        "words": prediction.answer,
-        "correct": prediction.correct,
-        "score": s_coh(score),
-        "missing": score.reason if score.status == "missing" else None,
-        "flags": score.flags,
-        "text": "" if score.sentences else prediction.explanation,
-        "malformed": prediction.response if prediction.well_formed is False else None,
-        "sentences": [
-            [
-                sentence.text,
-                FUNCTIONS.index(sentence.function) if sentence.function else None,
-                MODALITIES.index(sentence.modality) if sentence.modality else None,
-                sentence.score,
-                sentence.weight,
-                sentence.explanation or sentence.detail or "",
-            ]
-            for sentence in score.sentences
-        ],
-    }
 
 
 def _figure(value: float | None, digits: int = 2) -> str:

@@ -4,29 +4,45 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
-from humanomni.evaluation import metrics
-from humanomni.evaluation.anatomy import coherence_summary
+from humanomni.evaluation.ablation import ablation_summary
 from humanomni.evaluation.coherence import CoherenceScorer
+from humanomni.evaluation.conveyed import EmotionNamer
 from humanomni.evaluation.published import PUBLISHED
 from humanomni.evaluation.significance import compare
 from humanomni.evaluation.stage import Stage
-
-STATISTICS = {"war": metrics.war, "uar": metrics.uar, "macro_f1": metrics.macro_f1}
+from humanomni.evaluation.stage_summary import stage_summary
 
 
 def evaluation_summary(
-    stages: Sequence[Stage], label_set: str, classes: Sequence[str], scorer: CoherenceScorer, seed: int
+    stages: Sequence[Stage],
+    ablated: Sequence[Stage],
+    label_set: str,
+    classes: Sequence[str],
+    scorer: CoherenceScorer,
+    namer: EmotionNamer,
+    seed: int,
 ) -> dict[str, Any]:
-    """What summary.json holds: the stages' figures, who scored them, and a message where scores are missing."""
+    """What summary.json holds: the stages' figures, who judged them, and a message where scores are missing.
+
+    Args:
+        stages: from the first to the last.
+        ablated: the last stage's model, shown less.
+        label_set: its name, under which figures may have been published.
+        classes: its emotions.
+        scorer: who scored.
+        namer: who named the conveyed emotions.
+        seed: of the bootstrap intervals.
+    """
+    nobody = {"rubric": None, "judge": None}
     return {
         "seed": seed,
         "label_set": label_set,
         "classes": list(classes),
-        "fgce": {"rubric": None, "judge": None} | (scorer.identity or {}) | {"message": _message(scorer, stages)},
+        "fgce": nobody | (scorer.identity or {}) | {"message": _message(scorer, [*stages, *ablated])},
+        "conveyed": {"question": None, "judge": None} | (namer.identity or {}),
         "stages": [stage_summary(stage, classes, seed) for stage in stages],
         "comparisons": [compare(before, after, classes, seed) for before, after in _steps(stages)],
+        "ablations": ablation_summary(stages[-1], ablated, classes, seed),
         "published": {model: list(figures) for model, figures in PUBLISHED.get(label_set, {}).items()},
     }
 
@@ -48,46 +64,3 @@ def _message(scorer: CoherenceScorer, stages: Sequence[Stage]) -> str | None:
         f"{missing} of {len(scores)} explanations have no coherence score and are in no mean. {why} "
         "Run the evaluation again with a server: it asks only for these."
     )
-
-
-def stage_summary(stage: Stage, classes: Sequence[str], seed: int) -> dict[str, Any]:
-    """The stage's entry in summary.json.
-
-    War, uar and macro_f1 are over the predictions whose truth is known; the rates over all; `format_rate` is
-    None where the file keeps no raw responses. Intervals are 95 % bootstrap intervals.
-    """
-    known = [p for p in stage.predictions if p.truth is not None]
-    confusion = metrics.confusion_matrix([str(p.truth) for p in known], [p.predicted for p in known], classes)
-    formats = [p.well_formed for p in stage.predictions if p.well_formed is not None]
-    coherence = coherence_summary(stage.predictions, stage.scores, seed)
-    intervals = {name: metrics.bootstrap(confusion, function, seed) for name, function in STATISTICS.items()}
-    if formats:
-        intervals["format_rate"] = metrics.bootstrap_mean(formats, seed)
-    intervals["s_coh"] = coherence.pop("s_coh_interval")
-    return {
-        "name": stage.name,
-        **{key: value for key, value in stage.info.items() if key != "log_history"},
-        "n": len(stage.predictions),
-        "n_labelled": len(known),
-        "n_failed": stage.failed,
-        **{name: float(function(confusion)) for name, function in STATISTICS.items()},
-        "format_rate": sum(formats) / len(formats) if formats else None,
-        "parse_rate": sum(p.predicted is not None for p in stage.predictions) / len(stage.predictions),
-        **coherence,
-        "intervals": intervals,
-        "per_class": _per_class(confusion, classes),
-        "confusion": confusion.tolist(),
-    }
-
-
-def _per_class(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
-    columns = {
-        "recall": metrics.recalls(confusion),
-        "precision": metrics.precisions(confusion),
-        "f1": metrics.f1_scores(confusion),
-    }
-    return {
-        emotion: {"support": int(confusion[row].sum())}
-        | {name: None if np.isnan(values[row]) else float(values[row]) for name, values in columns.items()}
-        for row, emotion in enumerate(classes)
-    }
