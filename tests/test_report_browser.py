@@ -4,13 +4,13 @@ import base64
 import dataclasses
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import Page, chromium, needs_chromium, opened
 from evaluation_factory import dictated_judge, three_stages, write_predictions
 from media_factory import write_clip
 
@@ -26,21 +26,7 @@ from humanomni.evaluation.summary import evaluation_summary
 from humanomni.labels import LABEL_SETS
 
 webdriver = pytest.importorskip("selenium.webdriver")
-Select = pytest.importorskip("selenium.webdriver.support.select").Select
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs Chromium: apt-get install chromium chromium-driver"
-)
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+pytestmark = needs_chromium
 
 CLIPS = 28
 ATTACK = "</script><img src=x onerror=\"document.title='taken'\"><b>bold</b>"
@@ -86,59 +72,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in FLAGS:
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-class Page:
-    """The open report, with what the tests ask of it."""
-
-    def __init__(self, browser: Any) -> None:
-        self.browser = browser
-
-    def all(self, selector: str) -> list[Any]:
-        """The elements that are displayed."""
-        query = "return [...document.querySelectorAll(arguments[0])].filter((e) => e.checkVisibility())"
-        return self.script(query, selector)
-
-    def one(self, selector: str) -> Any:
-        return self.all(selector)[0]
-
-    def choose(self, control: str, text: str) -> None:
-        Select(self.one(f"#{control}")).select_by_visible_text(text)
-
-    def script(self, body: str, *arguments: Any) -> Any:
-        return self.browser.execute_script(body, *arguments)
-
-    def press(self, key: str) -> None:
-        webdriver.ActionChains(self.browser).send_keys(key).perform()
-
-    def colour(self, selector: str, name: str) -> tuple[int, ...]:
-        value = self.one(selector).value_of_css_property(name)
-        return tuple(int(float(part)) for part in value[value.index("(") + 1 : -1].split(",")[:3])
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture
-def page(browser: Any, report: str, request: pytest.FixtureRequest, repo: Path) -> Iterator[Page]:
+def page(browser: Any, report: str, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A fresh page; the test's parameters, where it has some, are (width, colour scheme)."""
-    width, scheme = getattr(request, "param", (1280, "light"))
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
-    features = [{"name": name, "value": value} for name, value in wishes.items()]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get(report)
-    yield Page(browser)
-    folder = repo / "build" / "screenshots"
-    folder.mkdir(parents=True, exist_ok=True)
-    browser.save_screenshot(str(folder / f"{request.node.name}.png"))
-    assert browser.get_log("browser") == []
+    with opened(browser, report, request.node.name, *getattr(request, "param", ())) as page:
+        yield page
 
 
 def test_curves_have_a_point_a_stage_and_say_their_values(page: Page) -> None:
@@ -285,37 +227,10 @@ def test_ablations_are_shown_side_by_side(page: Page) -> None:
     assert "51 %" in audio  # of sft's sentences cite what is seen
 
 
-CONTRAST = """
-const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-const rgba = (colours) => {
-  canvas.clearRect(0, 0, 1, 1);
-  for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
-  return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
-};
-const luminance = (rgb) => {
-  const [r, g, b] = rgb.map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-};
-const poor = [];
-for (const e of document.querySelectorAll("body *")) {
-  const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
-  if (!own || !e.checkVisibility() || e.closest("select") || e.classList.contains("skip")) continue;
-  const style = getComputedStyle(e);
-  const behind = [];
-  for (let up = e; up; up = up.parentElement) behind.unshift(getComputedStyle(up).backgroundColor);
-  const text = e.namespaceURI.endsWith("svg") ? style.fill : style.color;
-  const [a, b] = [luminance(rgba([...behind, text])), luminance(rgba(behind))];
-  const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-  if (ratio < 4.5) poor.push(`${ratio.toFixed(2)} ${e.className} ${e.textContent.slice(0, 40)}`);
-}
-return poor;
-"""
-
-
 @pytest.mark.parametrize("page", [(1280, "light"), (1280, "dark")], indirect=True, ids=["light", "dark"])
 def test_all_text_stands_out_from_what_is_behind_it(page: Page) -> None:
     page.script("document.querySelectorAll('.sentence')[0].focus()")
-    assert page.script(CONTRAST) == []
+    assert page.poor_contrasts() == []
 
 
 @pytest.mark.parametrize("page", [(1280, "dark")], indirect=True, ids=["dark"])

@@ -65,7 +65,7 @@ def answer_entry(prediction: Prediction, score: ExplanationScore, conveyed: Conv
     return {
         "predicted": prediction.predicted,
         "words": prediction.answer,
-        "correct": prediction.correct,
+        "correct": None if prediction.truth is None else prediction.correct,
         "score": s_coh(score),
         "missing": score.reason if score.status == "missing" else None,
         "conveyed": conveyed.emotion,

@@ -58,16 +58,21 @@ class CoherenceScorer:
         return Reply(identity_of(rubric=response.rubric, judge=response.judge), response.results)
 
     def _result(self, prediction: Prediction, scores: Mapping[str, ExplanationScore]) -> ExplanationScore:
-        if not (prediction.explanation and prediction.predicted):
-            flag = "no_answer" if prediction.explanation else "no_explanation"
-            return ExplanationScore(
-                id=prediction.id,
-                status="ok",
-                flags=["no_evidence", flag],
-                normalised=0.0,
-                unweighted_normalised=0.0,
-            )
-        return scores[_key(prediction)].model_copy(update={"id": prediction.id})
+        return unscored(prediction) or scores[_key(prediction)].model_copy(update={"id": prediction.id})
+
+
+def unscored(prediction: Prediction) -> ExplanationScore | None:
+    """The score of a prediction that needs no judge, for want of an explanation or an answer; None for all others."""
+    if prediction.explanation and prediction.predicted:
+        return None
+    flag = "no_answer" if prediction.explanation else "no_explanation"
+    return ExplanationScore(
+        id=prediction.id,
+        status="ok",
+        flags=["no_evidence", flag],
+        normalised=0.0,
+        unweighted_normalised=0.0,
+    )
 
 
 def _key(prediction: Prediction) -> str:
