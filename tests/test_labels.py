@@ -2,7 +2,7 @@
 
 import pytest
 
-from humanomni.labels import EMOTIONS, LABEL_SETS, normalise_label, parse_label_set
+from humanomni.labels import EMOTIONS, LABEL_SETS, normalise_compound, normalise_label, parse_label_set
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,18 @@ def test_a_label_set_is_a_known_one_or_the_readers_own() -> None:
     for unknown in ("fer2013", "happy, bored", "happy"):
         with pytest.raises(ValueError, match="unknown label set"):
             parse_label_set(unknown)
+
+
+@pytest.mark.parametrize(
+    ("answer", "combination"),
+    [
+        ("sadness_surprise", "sadness_surprise"),
+        ("Surprised and sad.", "sadness_surprise"),
+        ("happy", "happiness"),
+        ("anxious, helpless, sad", "sadness_anxiety_helplessness"),
+        ("not angry", None),
+        ("hungry", None),
+    ],
+)
+def test_a_combination_is_the_same_in_whatever_order(answer: str, combination: str | None) -> None:
+    assert normalise_compound(answer) == combination

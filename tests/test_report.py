@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fgce.emotion import ConveyedEmotion
 from fgce.schema import ExplanationScore
+from humanomni.evaluation import cards
 from humanomni.evaluation.ablation import ablation_summary
 from humanomni.evaluation.cards import choose_samples, with_views
 from humanomni.evaluation.charts import HEIGHT, LEFT, TOP, WIDTH, nice_ticks, stage_chart, training_charts
@@ -84,7 +85,7 @@ def test_hostile_text_stays_text_and_nothing_is_loaded(html: str) -> None:
     assert data["stages"] == [HOSTILE, "other"]
 
 
-def test_cards_beyond_the_cap_are_spread_over_classes_and_errors() -> None:
+def test_cards_beyond_the_cap_are_spread_over_classes_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     def prediction(number: int) -> Prediction:
         truth = "anger" if number < 90 else "fear"
         answer = "sadness" if number % 30 == 0 else truth
@@ -99,6 +100,10 @@ def test_cards_beyond_the_cap_are_spread_over_classes_and_errors() -> None:
     assert {0, 30, 60, 90} <= set(chosen)  # every wrong one, of both classes
     assert sum(number >= 90 for number in chosen) >= 7
     assert len(choose_samples([stage], 2000)) == 100
+    monkeypatch.setattr(cards, "TEXT_BYTES", 5000)
+    few = choose_samples([stage], 2000)
+    assert 10 < len(few) < 50
+    assert len(json.dumps(few, separators=(",", ":"))) < 5100
 
 
 def test_a_stage_without_a_figure_has_no_point() -> None:
