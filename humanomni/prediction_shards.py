@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
-from humanomni.records import BadLine, JsonlWriter, Line, Record, read_jsonl, read_records
+from humanomni.records import BadLine, JsonlWriter, Line, Record, read_jsonl, read_records, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +44,6 @@ class JobError(RuntimeError):
 
 def read_inputs(path: Path) -> dict[int, Record | BadLine]:
     """The input's records, and the lines that are none, by line number and in the file's order.
-
-    A record with half a surrogate pair (a lone "\\ud83d") is a bad line: it is no text and no file can repeat it.
 
     A record that holds half a surrogate pair ("\\ud83d" alone) is a bad line: no UTF-8 file can repeat it.
 
@@ -148,10 +145,10 @@ class PredictionJob:
             in_order = [outcomes[line] for line in self.inputs]
             failures = [outcome["failure"] for outcome in in_order if "failure" in outcome]
             if failures:
-                _write_whole(self.errors, failures)
+                _write_rows(self.errors, failures)
             else:
                 self.errors.unlink(missing_ok=True)
-            _write_whole(self.output, [outcome["prediction"] for outcome in in_order if "prediction" in outcome])
+            _write_rows(self.output, [outcome["prediction"] for outcome in in_order if "prediction" in outcome])
             kinds = dict(Counter(failure["error"] for failure in failures).most_common())
             self._write_state(finished={"predictions": len(self.inputs) - len(failures), "errors": kinds})
             shutil.rmtree(self.shards)
@@ -206,7 +203,7 @@ class PredictionJob:
             return {}
 
     def _write_state(self, finished: dict[str, Any] | None) -> None:
-        _write_whole(self._state_file, [{"settings": self.settings, "finished": finished}])
+        _write_rows(self._state_file, [{"settings": self.settings, "finished": finished}])
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -276,14 +273,5 @@ def _is_free(path: Path) -> bool:
     return True
 
 
-def _write_whole(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes JSON lines under a temporary name first, so that nobody ever reads half a file."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

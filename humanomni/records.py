@@ -308,3 +308,20 @@ def _drop_torn_line(path: Path) -> None:
         if whole < size:
             log.warning("%s: dropping a torn last line (%d bytes) of a run that was killed", path, size - whole)
             stream.truncate(whole)
+
+
+def write_whole(path: Path, lines: Iterable[str]) -> None:
+    """Replaces a file by lines that end in newlines, through a temporary name: nobody ever reads half a file.
+
+    Raises:
+        OSError: the disk is full or the folder read-only; what was there stays.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as stream:
+            stream.writelines(lines)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,81 @@
+"""Data of one's own: a table with columns named by flags, or a folder a label. And files of finished records."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from humanomni.completion import parse_completion
+from humanomni.datasets.source import Dataset, DatasetError, Options, Sample, Source
+from humanomni.datasets.tables import TABLE_SUFFIXES, read_table
+from humanomni.records import Line, Record, read_jsonl
+
+ALL = "all"  # the split of data that has none
+
+
+def _read_custom(source: Source, options: Options) -> Iterator[Sample]:
+    return _read_folders(source) if options.table is None else _read_table(source, options.table, options)
+
+
+def _read_table(source: Source, table: Path, options: Options) -> Iterator[Sample]:
+    path = table if table.is_file() else source.root / table
+    if path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file():
+        raise DatasetError(f"--table {table}: no such file, or none of {', '.join(TABLE_SUFFIXES)}")
+    columns = (options.label_column, options.id_column, options.split_column, options.explanation_column)
+    wanted = [options.video_column, *(column for column in columns if column)]
+    for number, row in enumerate(read_table(path, wanted), start=1):
+        video = row.get(options.video_column)
+        if not video:
+            raise DatasetError(f"{path}: row {number} has no {options.video_column}")
+        yield Sample(
+            video,
+            row.get(options.label_column) or None,
+            (row.get(options.split_column) if options.split_column else None) or ALL,
+            None,
+            row.get(options.explanation_column) if options.explanation_column else None,
+            source.origin(path),
+            extra={"id": row[options.id_column]} if options.id_column and row.get(options.id_column) else {},
+        )
+
+
+def _read_folders(source: Source) -> Iterator[Sample]:
+    """LABEL/clip.mp4, or SPLIT/LABEL/clip.mp4."""
+    empty = True
+    for path in source.videos():
+        *folders, _ = path.relative_to(source.clip_root).parts
+        if not folders:
+            raise DatasetError(f"{path} is in no folder named like its label; move it into one, or give a --table")
+        empty = False
+        split = folders[-2] if len(folders) > 1 else ALL
+        yield Sample(path.relative_to(source.clip_root).as_posix(), folders[-1], split)
+    if empty:
+        raise source.missing("clips", "LABEL/clip.mp4", "SPLIT/LABEL/clip.mp4")
+
+
+def _read_records(source: Source, options: Options) -> Iterator[Sample]:
+    """Records that others have published, whose paths are of the machine that they were made on.
+
+    The split is the file's name.
+    """
+    found = False
+    for _, path in source.lists(r"[^/]+\.jsonl?(?:\.gz)?"):
+        for line in read_jsonl(path):
+            if not isinstance(line, Line) or not {"video", "conversations"} <= line.value.keys():
+                break  # another kind of JSON: no record file
+            found = True
+            record = Record.from_json(line)
+            completion = parse_completion(record.target or "")
+            yield Sample(
+                record.video,
+                completion.answer or record.target,
+                path.name.partition(".")[0],
+                None,
+                completion.think,
+                source.origin(path),
+                record.question,
+                record.extra | ({"id": record.id} if "id" in line.value else {}),
+            )
+    if not found:
+        raise source.missing("records", "a .json or .jsonl file of records")
+
+
+CUSTOM = Dataset("custom data", _read_custom)
+RECORDS = Dataset("published records", _read_records)

@@ -1,0 +1,279 @@
+"""Every official layout, prepared as a user would, gives the JSON lines that lie in tests/data/datasets.
+
+The golden files were read line by line against spec and layout when they were made; run the script with the flags of
+`CASES` on a layout of tests/dataset_layouts.py, and put ROOT in place of its folder, to make another.
+"""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dataset_layouts as layouts
+import pytest
+from dataset_layouts import Layout
+from media_factory import write_clip
+
+from humanomni.records import Record, read_records
+
+REPO = Path(__file__).parents[1]
+SCRIPT = REPO / "scripts" / "prepare_data.py"
+GOLDEN = REPO / "tests" / "data" / "datasets"
+COLUMNS = "--video_column file --label_column emotion --split_column part --explanation_column why --id_column key"
+TABLES = (".csv", ".tsv", ".semicolon.csv", ".xlsx", ".json", ".jsonl.gz")
+
+# Case, layout and flags; ROOT is the layout's folder.
+CASES: dict[str, tuple[Callable[[Layout], None], str]] = {
+    "mafw": (layouts.mafw, "mafw"),
+    "mafw-sft": (layouts.mafw, "mafw --task sft --fold 1"),
+    "mafw-sft-chinese": (layouts.mafw, "mafw --task sft --fold 1 --language chinese"),
+    "mafw-split": (layouts.mafw_split, "mafw --task sft"),
+    "mafw-sheet": (layouts.mafw_sheet, "mafw"),
+    "mafw-compound": (layouts.mafw_compound, "mafw_compound --task infer"),
+    "mafw-compound-grpo": (layouts.mafw_compound, "mafw_compound --task grpo"),
+    "mafw-compound-sheet": (layouts.mafw_compound_sheet, "mafw_compound --task infer"),
+    "dfew": (layouts.dfew, "dfew"),
+    "dfew-canonical": (layouts.dfew, "dfew --spelling canonical --task infer"),
+    "dfew-renamed": (layouts.dfew_renamed, "dfew --fold 2"),
+    "ravdess": (layouts.ravdess, "ravdess --fold 2 --task infer"),
+    "ravdess-actors": (layouts.ravdess, "ravdess --test_actors 6"),
+    "emer-v1": (layouts.emer_v1, "emer_v1 --task sft"),
+    "emer-v1-chinese": (layouts.emer_v1, "emer_v1 --task sft --language chinese"),
+    "emer-v2": (layouts.emer_v2, "emer --root ROOT/EMER --clips ROOT/MER2023 --task sft"),
+    "emer-v2-infer": (layouts.emer_v2, "emer --root ROOT/EMER --clips ROOT/MER2023/train --task infer"),
+    "mer2023": (layouts.mer2023, "mer2023"),
+    "mer2024": (layouts.mer2024, "mer2024"),
+    "mer2024-infer": (layouts.mer2024, "mer2024 --task infer"),
+    "mer2025": (layouts.mer2025, "mer2025 --task sft"),
+    "merr": (layouts.merr, "merr --task sft"),
+    "records": (layouts.records, "records --task sft"),
+    "records-grpo": (layouts.records, "records --task grpo"),
+    "custom-folders": (layouts.custom_folders, "custom"),
+    **{
+        f"custom{suffix}": (layouts.custom_table(suffix), f"custom --table labels{suffix} {COLUMNS} --task sft")
+        for suffix in TABLES
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return layouts.encode_clip(tmp_path_factory.mktemp("clip") / "clip.mp4")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder
+
+
+def prepared(root: Path, flags: str, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    words = [word.replace("ROOT", str(root)) for word in flags.split()]
+    command = [
+        sys.executable,
+        SCRIPT,
+        *words,
+        *([] if "--root" in words else ["--root", root]),
+        "--output",
+        output,
+        *more,
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def contents(folder: Path, root: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_text().replace(str(root), "ROOT") for path in files}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_layout_gives_its_golden_records(case: str, clip: Path, root: Path, tmp_path: Path) -> None:
+    fill, flags = CASES[case]
+    fill(Layout(root, clip))
+    run = prepared(root, flags, tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    golden = GOLDEN / ("custom" if flags.startswith("custom --table") else case)
+    given = contents(tmp_path / "out", root)
+    if golden.name == "custom":
+        name = flags.split()[2]
+        given = {file: text.replace(name, "labels.csv") for file, text in given.items()}
+    assert given == contents(golden, root)
+    for path in (tmp_path / "out").rglob("*.jsonl"):
+        assert all(isinstance(record, Record) and Path(record.video).exists() for record in read_records(path))
+
+
+def test_a_second_run_gives_the_same_bytes_also_with_the_output_inside_the_root(clip: Path, root: Path) -> None:
+    layouts.records(Layout(root, clip))
+    runs = []
+    for _ in range(2):
+        run = prepared(root, "records --task sft", root / "prepared")
+        assert run.returncode == 0, run.stderr
+        runs.append(contents(root / "prepared", root))
+    assert runs[0] == runs[1]
+
+
+def lists_of_official_sizes(made: Layout) -> None:
+    """DFEW's first fold with as many clips of each class as it officially has."""
+    made.clips(*(f"clip/{number}.mp4" for number in range(1, 11698)))
+    labels = [i for i, count in enumerate((489, 379, 534, 435, 294, 29, 181), start=1) for _ in range(count)]
+    lists = {"test": [f"{number},{label}" for number, label in enumerate(labels, start=1)]}
+    lists["train"] = [f"{number},{1 + number % 7}" for number in range(2342, 11698)]
+    for split, rows in lists.items():
+        made.text(f"EmoLabel_DataSplit/{split}(single-labeled)/set_1.csv", "video_name,label", *rows)
+
+
+def test_official_counts_are_confirmed_and_differences_are_named(clip: Path, root: Path, tmp_path: Path) -> None:
+    lists_of_official_sizes(Layout(root, clip))
+    run = prepared(root, "dfew", tmp_path / "out")
+    counts = json.loads((tmp_path / "out/fold1/grpo_counts.json").read_text())
+    assert counts["remarks"] == [], run.stderr
+    assert counts["splits"]["train"] | {"labels": 0} == {"listed": 9356, "official": 9356, "written": 9356, "labels": 0}
+
+    test_list = root / "EmoLabel_DataSplit/test(single-labeled)/set_1.csv"
+    test_list.write_text(test_list.read_text().replace("\n2341,7", "").replace("\n2340,7", "\n2340,6"))
+    (root / "clip/5000.mp4").unlink()
+    log = prepared(root, "dfew", tmp_path / "out").stderr
+    assert "fold 1: test: the lists hold 2340 samples, officially 2341" in log
+    assert "disgust 30 of 29, fear 179 of 181" in log
+    assert "fold 1: train: 1 of 9356 samples are left out: no such clip (1)" in log
+    left_out = list(csv.DictReader((tmp_path / "out/fold1/grpo_left_out.csv").open()))
+    assert [(row["split"], row["name"]) for row in left_out] == [("train", "5000")]
+
+
+@pytest.mark.parametrize(
+    ("fill", "flags", "message"),
+    [
+        (layouts.dfew, "mafw", "holds no MAFW: looked in it and all its folders for single/no_caption/set_1/train.txt"),
+        (layouts.dfew, "dfew --fold 3", "--fold 3: DFEW in ROOT has the folds 1"),
+        (layouts.mer2023, "mer2023 --fold 1", "MER2023 in ROOT has no folds"),
+        (layouts.dfew, "dfew --task sft", "prepare it with --task grpo or infer"),
+        (layouts.dfew, "dfew --clips ROOT/EmoLabel_DataSplit", "name the folder of the clips with --clips"),
+        (layouts.dfew, "dfew --root ROOT/nowhere", "--root ROOT/nowhere: no such folder"),
+        (layouts.ravdess, "ravdess --test_actors 7", "--test_actors 7: no clip of theirs"),
+        (layouts.custom_table(".csv"), "custom --table labels.csv", "no column video, label; its columns are file,"),
+        (layouts.custom_table(".csv"), "custom --table other.csv", "--table other.csv: no such file"),
+        (layouts.emer_v2, "emer_v1", "holds no EMER version 1: looked in it and all its folders for gt-eng.csv"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_named_with_the_mend(
+    fill: Callable[[Layout], None], flags: str, message: str, clip: Path, root: Path, tmp_path: Path
+) -> None:
+    fill(Layout(root, clip))
+    run = prepared(root, flags, tmp_path / "out")
+    assert run.returncode == 1
+    assert message.replace("ROOT", str(root)) in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not list(tmp_path.glob("out/**/*.jsonl"))
+
+
+def test_a_sheet_that_is_none_is_named(root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openpyxl", reason="xlsx needs the extra of that name")
+    (root / "single-set.xlsx").write_text("name,label")
+    run = prepared(root, "mafw", tmp_path / "out")
+    assert run.returncode == 1
+    assert f"{root}/single-set.xlsx: not an xlsx file" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("label/single_testset_1.csv", ["video_name,label", "1,8"], "row 2: label must be 1 to 7, not '8'"),
+        ("label/single_testset_1.csv", ["name,label", "1,8"], "no column video_name; its columns are name, label"),
+        ("split/single/set_1/train.txt", ["00001.mp4"], ":1: '00001.mp4' has no label"),
+        ("MERR_fine_grained.txt", ["sample_1 doubt"], ":1: 'sample_1 doubt' is not '<name> <frame> <label>'"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(
+    name: str, lines: list[str], message: str, clip: Path, root: Path, tmp_path: Path
+) -> None:
+    Layout(root, clip).text(name, *lines)
+    dataset = {"label": "dfew", "split": "mafw"}.get(name.partition("/")[0], "merr")
+    run = prepared(root, dataset, tmp_path / "out")
+    assert run.returncode == 1
+    assert str(root / name) in run.stderr
+    assert message in run.stderr
+
+
+def test_two_clips_of_one_name_are_never_guessed_between(clip: Path, root: Path, tmp_path: Path) -> None:
+    made = Layout(root, clip)
+    layouts.dfew(made)
+    made.clips("MAFW/clips/00001.mp4")
+    run = prepared(root, "dfew", tmp_path / "out")
+    assert run.returncode == 1
+    assert "name the folder of the right clips with --clips" in run.stderr
+    assert prepared(root, "dfew --clips ROOT/clip", tmp_path / "out").returncode == 0
+
+
+def test_check_makes_a_table_marks_silent_clips_and_leaves_unreadable_ones_out(
+    clip: Path, root: Path, tmp_path: Path
+) -> None:
+    layouts.mafw(Layout(root, clip))
+    clips = root / "data/clips"
+    (clips / "00002.mp4").unlink()
+    write_clip(clips / "00002.mp4", frames=12, sound=None)
+    (clips / "00003.mp4").unlink()
+    (clips / "00003.mp4").write_bytes(clip.read_bytes()[:900])
+    run = prepared(root, "mafw --task infer --fold 1", tmp_path / "out", "--check", "--workers", "2")
+    assert run.returncode == 0, run.stderr
+    table = {Path(row["clip"]).name: row for row in csv.DictReader((tmp_path / "out/clips.csv").open())}
+    assert list(table) == ["00001.mp4", "00002.mp4", "00003.mp4"]
+    first = table["00001.mp4"]
+    assert (first["frames"], first["fps"], first["width"], first["height"], first["audio"]) == (
+        "12",
+        "25.0",
+        "64",
+        "48",
+        "yes",
+    )
+    assert float(first["seconds"]) == pytest.approx(0.48)
+    assert -40 < float(first["loudness_dbfs"]) < -3
+    assert first["problems"] == "shorter than 0.5 s"
+    assert (table["00002.mp4"]["audio"], table["00002.mp4"]["problems"]) == ("no", "shorter than 0.5 s; no sound")
+    assert table["00003.mp4"]["problems"].startswith("unreadable: ")
+
+    train = [json.loads(line) for line in (tmp_path / "out/fold1/infer_train.jsonl").read_text().splitlines()]
+    assert [record["has_audio"] for record in train] == [True, False]
+    assert not (tmp_path / "out/fold1/infer_test.jsonl").exists()
+    assert "unreadable: " in (tmp_path / "out/fold1/infer_left_out.csv").read_text()
+
+
+def test_an_interrupted_check_goes_on_and_only_changed_clips_are_decoded_again(
+    clip: Path, root: Path, tmp_path: Path
+) -> None:
+    made = Layout(root, clip)
+    made.clips(*(f"happy/{number}.mp4" for number in range(400)))
+    command = [
+        sys.executable,
+        SCRIPT,
+        "custom",
+        "--root",
+        root,
+        "--output",
+        tmp_path / "out",
+        "--check",
+        "--workers",
+        "2",
+    ]
+    journal = tmp_path / "out/clip_checks.jsonl"
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as killed:
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 20:
+            assert killed.poll() is None
+            time.sleep(0.01)
+        killed.send_signal(signal.SIGKILL)
+    done = journal.read_bytes().count(b"\n")
+    assert done < 400
+    log = prepared(root, "custom", tmp_path / "out", "--check").stderr
+    assert f"{400 - done} clips to decode, {done} are known from before" in log
+    table = (tmp_path / "out/clips.csv").read_bytes()
+    os.utime(root / "happy/7.mp4", ns=(1, 1))  # all clips are links to one file, so all have changed
+    log = prepared(root, "custom", tmp_path / "out", "--check").stderr
+    assert "400 clips to decode, 0 are known" in log
+    assert (tmp_path / "out/clips.csv").read_bytes() == table
