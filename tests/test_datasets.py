@@ -277,3 +277,32 @@ def test_an_interrupted_check_goes_on_and_only_changed_clips_are_decoded_again(
     log = prepared(root, "custom", tmp_path / "out", "--check").stderr
     assert "400 clips to decode, 0 are known" in log
     assert (tmp_path / "out/clips.csv").read_bytes() == table
+
+
+def test_statistics_count_classes_durations_and_sound(toy_world_dir: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    lines = (toy_world_dir / "sft_train.jsonl").read_text().splitlines()
+    extra = json.loads(lines[0]) | {"id": "gone", "video": "clips/gone.mp4"}
+    compound = json.loads(lines[1]) | {"id": "compound"}
+    compound["conversations"] = [compound["conversations"][0], {"from": "gpt", "value": "sadness_surprise"}]
+    records.write_text("\n".join([*lines, json.dumps(extra), json.dumps(compound), "{torn"]))
+    script = REPO / "scripts" / "dataset_stats.py"
+    test = toy_world_dir / "test.jsonl"
+    command = [sys.executable, script, records, test, "--output", tmp_path / "out", "--data_root", toy_world_dir]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    figures = json.loads((tmp_path / "out/stats.json").read_text())
+    world = {clip["id"]: clip for clip in json.loads((toy_world_dir / "world.json").read_text())["clips"]}
+    train = [clip for clip in world.values() if clip["split"] == "train"]
+    assert figures["records"]["records"] == 30
+    assert figures["records"]["bad_lines"] == 1
+    assert figures["records"]["unreadable"] == 1
+    assert figures["records"]["labels"]["compound"] == 1
+    assert sum(figures["records"]["labels"].values()) == 30
+    heard = [json.loads(lines[1])["id"], *(clip["id"] for clip in train)]
+    assert figures["records"]["with_sound"] == sum(world[identity]["audio"] is not None for identity in heard)
+    longest = max(clip["duration"] for clip in train)
+    assert figures["records"]["seconds"]["100%"] == pytest.approx(longest, abs=0.15)
+    assert figures["records"]["words_of_explanation"]["50%"] > 5
+    assert figures["test"]["records"] == 14
+    assert (tmp_path / "out/stats.png").stat().st_size > 10_000
+    assert "unreadable" in run.stdout

@@ -131,7 +131,11 @@ def _problems(clip: Clip, frames: int, loudness: float | None) -> list[str]:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    status = path.stat()
+    """Size and time; zeros for a clip that is not there, whose check says so."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
     return status.st_size, status.st_mtime_ns
 
 
