@@ -15,6 +15,7 @@ from fgce.client import FgceClient
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.training.clips import ClipLoader
+from humanomni.training.data_mixing import parse_sources, read_mixture
 from humanomni.training.grpo import GRPOArguments, JudgeUnavailableError, load_prompts, run_grpo
 from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer, JudgeWatch
 from humanomni.training.rewards import make_rewards
@@ -53,7 +54,9 @@ def make_trainer(trainer_class: type[HumanOmniGRPOTrainer], args: GRPOArguments,
         model=model,
         args=args,
         reward_funcs=make_rewards(args.rewards, FgceClient(args.fgce_url, deadline=args.fgce_deadline)),
-        train_dataset=load_prompts(Path(args.train_data), None, args.modality),
+        train_dataset=load_prompts(
+            read_mixture(parse_sources("train_data", args.train_data), None, args.seed), args.modality
+        ),
         processing_class=processor,
         clips=ClipLoader(processor, args.modality),
         judge_watch=JudgeWatch(args.judge_window, args.judge_max_missing),

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from humanomni.processing import HumanOmniProcessor
 from humanomni.training.clips import ClipLoader
+from humanomni.training.data_mixing import parse_sources, read_mixture
 from humanomni.training.run import ConfigurationError
 from humanomni.training.sft import SFTArguments, SFTCollator, SFTDataset
 
@@ -24,7 +25,8 @@ def processor(tiny_model_dir: Path) -> HumanOmniProcessor:
 
 def dataset(path: Path, processor: HumanOmniProcessor, tmp_path: Path, **more: Any) -> SFTDataset:
     args = SFTArguments(output_dir=str(tmp_path / "run"), use_cpu=True, **more)
-    return SFTDataset(path, processor, ClipLoader(processor, args.modality, tmp_path / "cache"), None, args)
+    records = read_mixture(parse_sources("train_data", str(path)), None, args.seed)
+    return SFTDataset(records, processor, ClipLoader(processor, args.modality, tmp_path / "cache"), args)
 
 
 def with_broken_clip(toy_world_dir: Path, tmp_path: Path) -> Path:

@@ -1,6 +1,7 @@
 """GRPO of CA-EMER on TRL: phase 1 and 3 with format and accuracy, phase 2 with coherence."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from fgce.client import FgceClient
 from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import MODALITIES, Turn
-from humanomni.records import Record, read_records, resolve_video
+from humanomni.records import Record
 from humanomni.training.clips import ClipLoader
+from humanomni.training.data_mixing import parse_sources, read_mixture
 from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer, JudgeWatch
 from humanomni.training.rewards import REWARDS, CoherenceReward, make_rewards
 from humanomni.training.run import (
@@ -41,7 +43,9 @@ class GRPOArguments(GRPOConfig):
     """Keys of ``configs/*/grpo*.yaml``, besides those of TRL's GRPOConfig."""
 
     model_path: str = field(default="", metadata={"help": "native HumanOmni folder: the policy and its reference"})
-    train_data: str = field(default="", metadata={"help": "JSONL of records whose gpt turn is the label"})
+    train_data: list[str] | str = field(
+        default="", metadata={"help": "JSONL of records whose gpt turn is the label; PATH@random:20%% for a part"}
+    )
     data_root: str | None = field(default=None, metadata={"help": "folder of relative clip paths; the JSONL's"})
     clip_cache: str | None = field(default=None, metadata={"help": "folder for decoded clips; none: decode every time"})
     modality: str = field(default="video_audio", metadata={"help": "media in the prompt"})
@@ -66,19 +70,17 @@ class GRPOArguments(GRPOConfig):
         self.remove_unused_columns = False
 
 
-def load_prompts(path: Path, data_root: Path | None, modality: str) -> datasets.Dataset:
+def load_prompts(records: Sequence[Record], modality: str) -> datasets.Dataset:
     """Records as TRL's rows: ``prompt`` (a conversation that carries the clip's path), ``solution``, ``id``.
 
     Raises:
         ConfigurationError: when a record has no label to reward.
     """
-    records = [record for record in read_records(path) if isinstance(record, Record)]
     if without := [record.id for record in records if record.target is None]:
-        raise ConfigurationError(f"{path}: {len(without)} records have no label, the first is {without[0]}")
+        raise ConfigurationError(f"{len(without)} records have no label, the first is {without[0]}")
     rows = []
     for record in records:
-        video = str(resolve_video(record.video, path, data_root))
-        turn = Turn(record.question, video, modality, record.start, record.end)
+        turn = Turn(record.question, record.video, modality, record.start, record.end)
         rows.append({"prompt": turn.conversation(), "solution": record.target, "id": record.id})
     return datasets.Dataset.from_list(rows)
 
@@ -92,7 +94,7 @@ def run_grpo(args: GRPOArguments) -> None:
     """
     set_up_logging(args)
     model_path = require_path("model_path", args.model_path)
-    train_path = require_path("train_data", args.train_data)
+    sources = parse_sources("train_data", args.train_data)
     data_root = require_path("data_root", args.data_root) if args.data_root else None
     processor = HumanOmniProcessor.from_pretrained(model_path)
     # A sampled placeholder would ask the next forward for media that is not there.
@@ -101,7 +103,7 @@ def run_grpo(args: GRPOArguments) -> None:
     # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
     model = HumanOmniForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32)
     model.set_trainable(args.trainable_parts)
-    prompts = load_prompts(train_path, data_root, args.modality)
+    prompts = load_prompts(read_mixture(sources, data_root, args.seed), args.modality)
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     per_step //= args.num_generations
     logger.info("GRPO with %s\n%s", ", ".join(args.rewards), describe_run(args, model, len(prompts), per_step))

@@ -16,8 +16,9 @@ from humanomni.media import MediaError
 from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import MODALITIES
-from humanomni.records import JsonlWriter, Record, read_records, resolve_video
+from humanomni.records import JsonlWriter, Record
 from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
+from humanomni.training.data_mixing import parse_sources, read_mixture
 from humanomni.training.run import (
     ConfigurationError,
     describe_run,
@@ -40,7 +41,9 @@ class SFTArguments(TrainingArguments):
     """Keys of ``configs/*/sft.yaml``, besides those of transformers' TrainingArguments."""
 
     model_path: str = field(default="", metadata={"help": "native HumanOmni folder to start from"})
-    train_data: str = field(default="", metadata={"help": "JSONL of SFT records"})
+    train_data: list[str] | str = field(
+        default="", metadata={"help": "JSONL of SFT records; PATH@random:20%% for a part"}
+    )
     validation_data: str | None = field(default=None, metadata={"help": "JSONL for the validation loss"})
     data_root: str | None = field(default=None, metadata={"help": "folder of relative clip paths; the JSONL's"})
     clip_cache: str | None = field(default=None, metadata={"help": "folder for decoded clips; none: decode every time"})
@@ -75,14 +78,13 @@ class SFTDataset(Dataset):
     """Records as :class:`SFTSample`; a clip that cannot be read is a sample with a problem, never another record."""
 
     def __init__(
-        self, path: Path, processor: HumanOmniProcessor, clips: ClipLoader, data_root: Path | None, args: SFTArguments
+        self, records: Sequence[Record], processor: HumanOmniProcessor, clips: ClipLoader, args: SFTArguments
     ) -> None:
-        self.path = path
-        self.records: list[Record] = [r for r in read_records(path) if isinstance(r, Record)]
+        self.records = records
         self.processor, self.clips = processor, clips
-        self.data_root, self.modality, self.max_length = data_root, args.modality, args.max_length
+        self.modality, self.max_length = args.modality, args.max_length
         if without := [record.id for record in self.records if record.target is None]:
-            raise ConfigurationError(f"{path}: {len(without)} records have no gpt turn, the first is {without[0]}")
+            raise ConfigurationError(f"{len(without)} records have no gpt turn, the first is {without[0]}")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -99,7 +101,7 @@ class SFTDataset(Dataset):
             problem = f"{len(prompt_ids) + len(target_ids)} tokens are over max_length {self.max_length}"
             target_ids = []
         try:
-            clip = self.clips.load(resolve_video(record.video, self.path, self.data_root), record.start, record.end)
+            clip = self.clips.load(Path(record.video), record.start, record.end)
         except MediaError as error:
             problem = str(error)
         return SFTSample(record, self.modality, prompt_ids, target_ids, clip, problem)
@@ -180,7 +182,7 @@ def run_sft(args: SFTArguments) -> None:
     """
     set_up_logging(args)
     model_path = require_path("model_path", args.model_path)
-    train_path = require_path("train_data", args.train_data)
+    sources = parse_sources("train_data", args.train_data)
     data_root = require_path("data_root", args.data_root) if args.data_root else None
 
     processor = HumanOmniProcessor.from_pretrained(model_path)
@@ -188,11 +190,11 @@ def run_sft(args: SFTArguments) -> None:
     model = HumanOmniForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32)
     model.set_trainable(args.trainable_parts)
     clips = ClipLoader(processor, args.modality, Path(args.clip_cache) if args.clip_cache else None)
-    train = SFTDataset(train_path, processor, clips, data_root, args)
+    train = SFTDataset(read_mixture(sources, data_root, args.seed), processor, clips, args)
     validation = None
     if args.validation_data:
-        validation_path = require_path("validation_data", args.validation_data)
-        validation = SFTDataset(validation_path, processor, clips, data_root, args)
+        held_out = read_mixture(parse_sources("validation_data", args.validation_data), data_root, args.seed)
+        validation = SFTDataset(held_out, processor, clips, args)
 
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     logger.info("SFT\n%s", describe_run(args, model, len(train), per_step))
