@@ -4,7 +4,8 @@
     torchrun --nproc_per_node 8 inference_batch.py --model_path ... --input_jsonl ... --output_dir ... --batch_size 32
 
 Writes OUTPUT_DIR/<input name> (with --early, <input name>_early) of {"id", "video", "gt", "pred", "think_text",
-"raw_response"} and, where records failed, <input name>.errors.jsonl of {"id", "video", "line", "error", "detail"}.
+"raw_response"} (with --n, also "samples") and, where records failed, <input name>.errors.jsonl of {"id", "video",
+"line", "error", "detail"}, which --errors sums up.
 A run that was killed is continued by the same command, also with another number of processes or another batch size; a
 finished one is left alone. Failed records do not make the run fail: its exit status is 0 and its last line counts them.
 """
@@ -12,8 +13,11 @@ finished one is left alone. Failed records do not make the run fail: its exit st
 import argparse
 import logging
 import os
+import string
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -25,6 +29,7 @@ from humanomni.prediction_shards import (
     Shard,
     file_fingerprint,
     model_fingerprint,
+    read_failures,
     read_inputs,
 )
 from humanomni.prompts import MODALITIES
@@ -33,17 +38,23 @@ from humanomni.records import BadLine, Record, RecordError, resolve_video
 logger = logging.getLogger("inference_batch")
 
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
+REPORTED = 10  # failures of each kind that --errors shows
 
 
 def main() -> None:
     """Command line entry point."""
     arguments = _parser().parse_args()
+    if arguments.n > 1 and not arguments.temperature:
+        _parser().error(f"--n {arguments.n} greedy responses are all the same; give a --temperature, such as 1.0")
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(name)s: %(message)s")
     if arguments.bert_path:
         logger.info("--bert_path %s is not needed: a native model folder holds its BERT", arguments.bert_path)
     try:
-        run(arguments, rank, world_size)
+        if arguments.errors:
+            sys.stdout.write(errors_report(arguments))
+        else:
+            run(arguments, rank, world_size)
     except (JobError, LoadError, RecordError) as error:
         sys.exit(f"inference_batch: {error}")
     except OSError as error:
@@ -78,11 +89,11 @@ def run(arguments: argparse.Namespace, rank: int, world_size: int) -> None:
             logger.info("going on: %d of %d records are done", done, len(inputs))
         records = {}
         for line in share:
-            match inputs[line]:
-                case Record() as record:
-                    records[line] = record
-                case BadLine() as bad:
-                    shard.add_failure(line, bad, RecordError.__name__, str(bad))
+            entry = inputs[line]
+            try:
+                records[line] = asked(entry, arguments.template)
+            except RecordError as error:
+                shard.add_failure(line, entry, RecordError.__name__, str(error))
         if records:
             predict_share(arguments, loading, records, shard)
         missing = job.merge()
@@ -94,6 +105,42 @@ def run(arguments: argparse.Namespace, rank: int, world_size: int) -> None:
         logger.info(job.summary())
 
 
+def asked(entry: Record | BadLine, template: str | None) -> Record:
+    """The record with the question that it will be asked: its own, or the template filled with its keys.
+
+    Raises:
+        RecordError: the line is no record, or lacks a key of the template.
+    """
+    if isinstance(entry, BadLine):
+        raise RecordError(str(entry))
+    if template is None:
+        return entry
+    keys = {**entry.extra, "id": entry.id, "video": entry.video, "question": entry.question}
+    try:
+        return replace(entry, question=template.format_map(keys))
+    except KeyError as error:
+        raise RecordError(f"record {entry.id} has no {error} for the template; it has {', '.join(keys)}") from error
+
+
+def errors_report(arguments: argparse.Namespace) -> str:
+    """The records that failed so far, by kind, with the first few of each.
+
+    Raises:
+        JobError: nothing was ever written there.
+    """
+    failures = read_failures(output_path(arguments))
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for failure in failures:
+        kinds.setdefault(failure["error"], []).append(failure)
+    lines = [f"{len(failures)} records failed"]
+    for kind, of_kind in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        lines.append(f"{kind}: {len(of_kind)}")
+        lines += [f"  line {one['line']}, {one['id']}: {one['detail']}" for one in of_kind[:REPORTED]]
+        if len(of_kind) > REPORTED:
+            lines.append(f"  and {len(of_kind) - REPORTED} more")
+    return "\n".join(lines) + "\n"
+
+
 def predict_share(
     arguments: argparse.Namespace, loading: LoadOptions, records: dict[int, Record], shard: Shard
 ) -> None:
@@ -102,6 +149,7 @@ def predict_share(
     from transformers.utils.logging import disable_progress_bar
 
     from humanomni.inference import Failure, Item, Predictor, pick_device
+    from humanomni.sampling import Sampling
 
     speaks = logger.isEnabledFor(logging.INFO)
     if not speaks:
@@ -112,13 +160,14 @@ def predict_share(
         modality=arguments.modal,
         early=arguments.early,
         max_new_tokens=arguments.max_new_tokens,
+        sampling=Sampling(arguments.n, arguments.temperature, arguments.seed),
         device=arguments.device or pick_device(local_rank),
     )
     items = (
         Item(line, record, resolve_video(record.video, arguments.input_jsonl, arguments.data_root))
         for line, record in records.items()
     )
-    outcomes = predictor.predict(items, arguments.batch_size, arguments.num_workers)
+    outcomes = predictor.predict(items, arguments.batch_size, arguments.num_workers, arguments.token_budget)
     progress = tqdm(outcomes, total=len(records), unit="sample", disable=not speaks)
     with logging_redirect_tqdm(), progress:
         for item, outcome in progress:
@@ -143,10 +192,10 @@ def output_path(arguments: argparse.Namespace) -> Path:
     return output
 
 
-def job_settings(arguments: argparse.Namespace, loading: LoadOptions) -> dict[str, str | int | bool | None]:
+def job_settings(arguments: argparse.Namespace, loading: LoadOptions) -> dict[str, str | int | float | None]:
     """All that decides the predictions: other settings never meet the same shards.
 
-    Batch size, workers and the number of processes are not among them.
+    Batch size, token budget, workers and the number of processes are not among them.
     """
     return {
         "model": model_fingerprint(loading.model),
@@ -159,6 +208,10 @@ def job_settings(arguments: argparse.Namespace, loading: LoadOptions) -> dict[st
         "dtype": loading.dtype,
         "attention": loading.attention,
         "quantize": loading.quantize,
+        "template": arguments.template,
+        "n": arguments.n,
+        "temperature": arguments.temperature,
+        "seed": arguments.seed if arguments.temperature else None,
     }
 
 
@@ -166,6 +219,23 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def _template(text: str) -> str:
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}; a brace of the text itself is doubled") from error
+    if not fields or not all(name.isidentifier() for name in fields):
+        raise argparse.ArgumentTypeError(f"{text!r} must hold keys of the records in braces, such as {{question}}")
+    return text
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is below 0 or no number")
     return value
 
 
@@ -178,9 +248,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--modal", choices=tuple(MODALITIES), default="video_audio", help="media in the prompt")
     parser.add_argument("--early", action="store_true", help="answer at once: the explanation is forced to be empty")
     parser.add_argument("--max_new_tokens", type=_positive, default=256, help="length of a response (%(default)s)")
+    parser.add_argument("--template", type=_template, help="the question, such as 'They say: {subtitle}. {question}'")
+    parser.add_argument("--n", type=_positive, default=1, help="responses of a record (%(default)s)")
+    parser.add_argument("--temperature", type=_temperature, default=0.0, help="of draws; 0 is greedy (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of draws (%(default)s)")
     parser.add_argument("--batch_size", type=_positive, default=16, help="rows of a batch, a process (%(default)s)")
+    parser.add_argument("--token_budget", type=_positive, help="most tokens of a batch, padding and responses included")
     parser.add_argument("--num_workers", type=_positive, default=4, help="threads that decode clips (%(default)s)")
     add_load_arguments(parser)
+    parser.add_argument("--device", help="as torch names it (a rank's own GPU; without one, cpu)")
+    parser.add_argument("--errors", action="store_true", help="list the records that failed, and do nothing else")
     parser.add_argument("--bert_path", help="accepted for the commands of the authors' release, and not used")
     return parser
 

@@ -1,4 +1,4 @@
-"""Records in, responses out: clips decoded ahead by threads, left-padded batches, greedy decoding.
+"""Records in, responses out: clips decoded ahead by threads, left-padded batches, greedy or seeded decoding.
 
 A record's response depends on the record alone, not on its batch: rows are left-padded and masked (the authors' release
 pads on the right and goes on after the padding), and a row that fails takes no other with it. In float32 that holds to
@@ -10,17 +10,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
+from humanomni.batching import plan_batches
 from humanomni.completion import parse_completion
 from humanomni.loading import LoadOptions, load_model, load_processor
 from humanomni.media import MediaError
 from humanomni.records import Record
+from humanomni.sampling import GREEDY, Sampling, SeededSampling
 from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,19 @@ class Failure:
         return cls(type(error).__name__, str(error))
 
 
+@dataclass(frozen=True)
+class Row:
+    """One response to make: a record may ask for several.
+
+    Attributes:
+        stream: the seed of its draws; greedy decoding does without.
+    """
+
+    item: Item
+    clip: TrainingClip
+    stream: int
+
+
 def pick_device(local_rank: int = 0) -> str:
     """A rank's own GPU, or the CPU."""
     return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
@@ -71,6 +86,7 @@ class Predictor:
         modality: media in the prompt, a key of :data:`humanomni.prompts.MODALITIES`.
         early: force the empty explanation.
         max_new_tokens: tokens after which a response is cut.
+        sampling: how many responses a record gets, and how they are drawn.
         device: as torch names it.
 
     Raises:
@@ -83,121 +99,161 @@ class Predictor:
         modality: str = "video_audio",
         early: bool = False,
         max_new_tokens: int = 256,
+        sampling: Sampling = GREEDY,
         device: str = "cpu",
     ) -> None:
         self.modality, self.early, self.max_new_tokens = modality, early, max_new_tokens
+        self.sampling = sampling
         self.processor = load_processor(loading)
         # Any, because the annotations of transformers' generate() refuse the media inputs that it passes on.
         self.model: Any = load_model(loading, device)
-        # Greedy; what else the checkpoint's generation_config.json asks for (end tokens, suppressed placeholders, a
-        # repetition penalty) holds.
+        # Greedy; SeededSampling makes draws of it. What else the checkpoint's generation_config.json asks for (end
+        # tokens, suppressed placeholders, a repetition penalty) holds.
         self.model.generation_config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
         self._clips = ClipLoader(self.processor, modality)
         self._largest_batch: int | None = None  # known after the first batch that was too large for the memory
 
     def predict(
-        self, items: Iterable[Item], batch_size: int = 16, num_workers: int = 4
+        self, items: Iterable[Item], batch_size: int = 16, num_workers: int = 4, token_budget: int | None = None
     ) -> Iterator[tuple[Item, dict[str, Any] | Failure]]:
-        """Yields each item, in order, with its prediction or with why it has none.
+        """Yields each item, longest first, with its prediction or with why it has none.
 
         A prediction is ``{"id", "video", "gt", "pred", "think_text", "raw_response"}``: gt the record's target as
-        written, pred the answer's text, None where none can be read.
+        written, pred the answer's text, None where none can be read. With several responses these are of the first,
+        and ``"samples"`` lists the last three of each.
 
         Args:
             batch_size: rows of a batch; halved for good when the GPU's memory does not suffice.
             num_workers: threads that decode clips.
+            token_budget: the most of a batch's rows times its longest prompt and response, in tokens; None for no end.
         """
+        items = list(items)
+        lengths = [length * self.sampling.count for length in self._lengths(items)]
+        planned = list(plan_batches(lengths, max(batch_size // self.sampling.count, 1), token_budget))
         with ThreadPoolExecutor(num_workers, thread_name_prefix="decode") as pool:
-            decoding = self._decode_ahead(pool, items, batch_size * _PREFETCHED_BATCHES)
+            ahead = batch_size * _PREFETCHED_BATCHES
+            decoding = self._decode_ahead(pool, [items[position] for batch in planned for position in batch], ahead)
             try:
-                while batch := list(islice(decoding, batch_size)):
-                    yield from self._predict_batch(batch)
+                for batch in planned:
+                    yield from self._predict_batch([next(decoding) for _ in batch])
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def _lengths(self, items: Sequence[Item]) -> list[int]:
+        """Tokens of each item's prompt, with its media, and response."""
+        known: dict[str, int] = {}
+        for question in dict.fromkeys(item.record.question for item in items):
+            try:
+                known[question] = self.processor.text_inputs([self._prompt(question)])["input_ids"].shape[1]
+            except ValueError:  # fails again, and is recorded, in its batch
+                known[question] = 0
+        return [known[item.record.question] + self.max_new_tokens for item in items]
 
     def _decode_ahead(
         self, pool: ThreadPoolExecutor, items: Iterable[Item], ahead: int
     ) -> Iterator[tuple[Item, "Future[TrainingClip]"]]:
         waiting: deque[tuple[Item, Future[TrainingClip]]] = deque()
         for item in items:
-            waiting.append((item, pool.submit(self._clips.load, item.clip, item.record.start, item.record.end)))
+            waiting.append((item, pool.submit(self._decode, item)))
             if len(waiting) > ahead:
                 yield waiting.popleft()
-        yield from waiting
+        while waiting:
+            yield waiting.popleft()
+
+    def _decode(self, item: Item) -> TrainingClip:
+        """A file system under load fails now and then: a clip is given up after the second failure."""
+        part = item.record.start, item.record.end
+        try:
+            return self._clips.load(item.clip, *part)
+        except (MediaError, OSError) as error:
+            logger.debug("%s is read once more: %s", item.clip, error)
+            return self._clips.load(item.clip, *part)
 
     def _predict_batch(
         self, batch: list[tuple[Item, "Future[TrainingClip]"]]
     ) -> Iterator[tuple[Item, dict[str, Any] | Failure]]:
-        decoded: list[tuple[Item, TrainingClip]] = []
-        outcomes: dict[int, str | Failure] = {}
+        rows: list[Row] = []
+        failures: dict[int, Failure] = {}
         for item, future in batch:
             try:
-                decoded.append((item, future.result()))
+                clip = future.result()
             except (MediaError, OSError, ValueError, RuntimeError, MemoryError) as error:
-                outcomes[item.line] = Failure.of(error)
-        if decoded:
-            responses = self.respond(self.inputs(decoded))
-            outcomes |= {item.line: response for (item, _), response in zip(decoded, responses, strict=True)}
+                failures[item.line] = Failure.of(error)
+            else:
+                rows += [Row(item, clip, stream) for stream in self.sampling.streams(item.record.id)]
+        responses: dict[int, list[str]] = {}
+        for row, response in zip(rows, self.respond(rows) if rows else [], strict=True):
+            if isinstance(response, Failure):
+                failures[row.item.line] = response
+            else:
+                responses.setdefault(row.item.line, []).append(response)
         for item, _ in batch:
-            outcome = outcomes[item.line]
-            yield item, outcome if isinstance(outcome, Failure) else self._prediction(item.record, outcome)
+            yield item, failures.get(item.line) or self._prediction(item.record, responses[item.line])
 
-    def inputs(self, decoded: Sequence[tuple[Item, TrainingClip]]) -> dict[str, Tensor]:
-        """The model's inputs [B, ...] for items and their clips."""
-        questions = [item.record.question for item, _ in decoded]
-        ending = FORCED_EMPTY_THINK if self.early else ""
-        prompts = [self.processor.prompt(question, self.modality) + ending for question in questions]
-        inputs = self.processor.text_inputs(prompts) | batch_media([clip for _, clip in decoded], self.processor)
+    def _prompt(self, question: str) -> str:
+        return self.processor.prompt(question, self.modality) + (FORCED_EMPTY_THINK if self.early else "")
+
+    def inputs(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """The model's inputs [B, ...], a row each."""
+        questions = [row.item.record.question for row in rows]
+        inputs = self.processor.text_inputs([self._prompt(question) for question in questions])
+        inputs |= batch_media([row.clip for row in rows], self.processor)
         if "pixel_values" in inputs:
             inputs |= self.processor.gate_inputs(questions, self.modality)
         return inputs
 
-    def respond(self, inputs: Mapping[str, Tensor]) -> list[str | Failure]:
-        """One response a row of ``inputs`` [B, ...].
+    def respond(self, rows: Sequence[Row], alone_before: bool = False) -> list[str | Failure]:
+        """One response a row.
 
-        A batch that fails is halved until the row that fails stands alone; for lack of memory, later batches are
-        halved too.
+        A batch that fails is halved until the row that fails stands alone, and that row is tried twice; for lack of
+        memory, later batches are halved too.
+
+        Args:
+            alone_before: this is a lone row's second try.
 
         Raises:
             torch.AcceleratorError: the GPU is in a state in which every further row would fail.
         """
-        rows = len(inputs["input_ids"])
-        half = (rows + 1) // 2
-        if self._largest_batch is None or rows <= self._largest_batch:
+        half = (len(rows) + 1) // 2
+        if self._largest_batch is None or len(rows) <= self._largest_batch:
             try:
-                return list(self._generate(inputs))
+                return list(self._generate(self.inputs(rows), [row.stream for row in rows]))
             except torch.AcceleratorError:
                 raise
             except (ValueError, RuntimeError) as error:
-                if rows == 1:
+                if alone_before:
                     return [Failure.of(error)]
-                logger.warning("a batch of %d failed and is halved: %s", rows, error)
+                logger.warning(
+                    "a batch of %d failed and is %s: %s", len(rows), "halved" if rows[1:] else "tried again", error
+                )
                 if isinstance(error, torch.OutOfMemoryError):
                     self._largest_batch = half
             # Only here, where the error no longer holds on to the tensors of the attempt.
             torch.cuda.empty_cache()
-        parts = ({name: value[part] for name, value in inputs.items()} for part in (slice(half), slice(half, rows)))
-        return [response for part in parts for response in self.respond(part)]
+        if len(rows) == 1:
+            return self.respond(rows, alone_before=True)
+        return [*self.respond(rows[:half]), *self.respond(rows[half:])]
 
     @torch.inference_mode()
-    def _generate(self, inputs: Mapping[str, Tensor]) -> list[str]:
+    def _generate(self, inputs: Mapping[str, Tensor], streams: Sequence[int]) -> list[str]:
         on_device = {name: value.to(self.model.device) for name, value in inputs.items()}
-        ids = self.model.generate(**on_device, max_new_tokens=self.max_new_tokens)
+        draws = LogitsProcessorList()
+        if self.sampling.temperature:
+            draws.append(SeededSampling(self.sampling.temperature, streams, self.model.device))
+        ids = self.model.generate(**on_device, max_new_tokens=self.max_new_tokens, logits_processor=draws)
         return self.processor.tokenizer.batch_decode(
             ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
-    def _prediction(self, record: Record, response: str) -> dict[str, Any]:
+    def _prediction(self, record: Record, responses: Sequence[str]) -> dict[str, Any]:
+        samples = [self._sample(response) for response in responses]
+        prediction = {"id": record.id, "video": record.video, "gt": record.target, **samples[0]}
+        return prediction if self.sampling.count == 1 else prediction | {"samples": samples}
+
+    def _sample(self, response: str) -> dict[str, str | None]:
         if self.early:
             answer, think = response.partition(_ANSWER_END)[0].strip() or None, None
         else:
             completion = parse_completion(response)
             answer, think = completion.answer, completion.think
-        return {
-            "id": record.id,
-            "video": record.video,
-            "gt": record.target,
-            "pred": answer,
-            "think_text": think,
-            "raw_response": response,
-        }
+        return {"pred": answer, "think_text": think, "raw_response": response}

@@ -4,7 +4,7 @@ A job is one input file under one model and one set of settings. For the output 
 
     test.jsonl, test.errors.jsonl   the result: predictions, and records that failed, each in input order
     test.job.json                   what the result or the shards belong to, and whether the job is finished
-    test.shards/rank*.jsonl         one line a record done so far; gone once merged
+    test.shards/rank*.jsonl         one line with a checksum a record done so far; gone once merged
 
 Each rank appends to a shard of its own and takes every n-th record, so ranks never talk to one another; whoever
 finishes last merges. Every line is on the disk before its record counts as done.
@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -164,12 +165,10 @@ class PredictionJob:
         return text
 
     def _outcomes(self) -> dict[int, dict[str, Any]]:
-        """What the shards hold, by line number. A torn last line is no outcome: its record is done again."""
+        """What the shards hold, by line number."""
         outcomes: dict[int, dict[str, Any]] = {}
-        for shard in sorted(self.shards.glob("rank*.jsonl")):
-            for entry in read_jsonl(shard, "skip"):
-                if isinstance(entry, Line):
-                    outcomes.setdefault(entry.value["line"], entry.value)
+        for outcome in _read_shards(self.shards):
+            outcomes.setdefault(outcome["line"], outcome)
         return outcomes
 
     def _make_way(self) -> None:
@@ -213,6 +212,38 @@ class PredictionJob:
             yield
 
 
+def read_failures(output: Path) -> list[dict[str, Any]]:
+    """Records of an output that failed: of a finished job its error file, of an unfinished one its shards so far.
+
+    Raises:
+        JobError: there is neither.
+    """
+    shards = output.with_suffix(".shards")
+    if shards.is_dir():
+        outcomes = sorted(_read_shards(shards), key=lambda outcome: outcome["line"])
+        return [outcome["failure"] for outcome in outcomes if "failure" in outcome]
+    errors = output.with_suffix(".errors.jsonl")
+    if errors.is_file():
+        return [entry.value for entry in read_jsonl(errors) if isinstance(entry, Line)]
+    if output.is_file():
+        return []
+    raise JobError(f"{output} is not there, nor shards of it: nothing was predicted yet")
+
+
+def _read_shards(folder: Path) -> Iterator[dict[str, Any]]:
+    """Outcomes whose checksum holds. A torn or damaged line is none: its record is done again."""
+    for shard in sorted(folder.glob("rank*.jsonl")):
+        for entry in read_jsonl(shard, "skip"):
+            if isinstance(entry, Line) and entry.value.pop("crc32", None) == _checksum(entry.value):
+                yield entry.value
+            else:
+                logger.warning("%s:%d is damaged; its record is done again", shard, entry.number)
+
+
+def _checksum(outcome: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(outcome, ensure_ascii=False).encode())
+
+
 class Shard:
     """One rank's lines, open for appending, and what is done already.
 
@@ -227,7 +258,7 @@ class Shard:
 
     def add_prediction(self, line: int, prediction: Mapping[str, Any]) -> None:
         """Writes a prediction down for good."""
-        self._writer.write({"line": line, "prediction": prediction})
+        self._write({"line": line, "prediction": prediction})
 
     def add_failure(self, line: int, entry: Record | BadLine, error: str, detail: str) -> None:
         """Writes down that a record has no prediction.
@@ -244,7 +275,10 @@ class Shard:
             "error": error,
             "detail": detail,
         }
-        self._writer.write({"line": line, "failure": failure})
+        self._write({"line": line, "failure": failure})
+
+    def _write(self, outcome: dict[str, Any]) -> None:
+        self._writer.write(outcome | {"crc32": _checksum(outcome)})
 
     def __enter__(self) -> Self:
         return self

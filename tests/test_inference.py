@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from humanomni.evaluation.predictions import read_predictions
-from humanomni.inference import FORCED_EMPTY_THINK, Failure, Item, Predictor
+from humanomni.inference import FORCED_EMPTY_THINK, Failure, Item, Predictor, Row
 from humanomni.loading import LoadOptions
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import EMOTION_QUESTION, MODALITIES
 from humanomni.records import Record, read_records, resolve_video
+from humanomni.sampling import Sampling, SeededSampling
 
 SCRIPT = Path(__file__).parents[1] / "inference_batch.py"
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -228,7 +229,7 @@ def test_a_failing_record_takes_no_other_with_it(
 ) -> None:
     expected = [outcome for _, outcome in predictor.predict(items)]
     generate = predictor.model.generate
-    bad = predictor.inputs([(items[4], predictor._clips.load(items[4].clip))])["input_features"][0]
+    bad = predictor.inputs([Row(items[4], predictor._clips.load(items[4].clip), 0)])["input_features"][0]
 
     def picky(**inputs: Any) -> torch.Tensor:
         if any(torch.equal(row, bad) for row in inputs["input_features"]):
@@ -246,11 +247,11 @@ def test_early_mode_puts_an_empty_explanation_into_the_models_mouth(
     predictor = Predictor(LoadOptions(model_dir), early=True)
     seen = []
 
-    def respond(inputs: dict[str, torch.Tensor]) -> list[str]:
+    def generate(inputs: dict[str, torch.Tensor], streams: Sequence[int]) -> list[str]:
         seen.extend(predictor.processor.tokenizer.batch_decode(inputs["input_ids"]))
         return ["happy</answer>", "happy"]
 
-    monkeypatch.setattr(predictor, "respond", respond)
+    monkeypatch.setattr(predictor, "_generate", generate)
     predictions = [prediction for _, prediction in predictor.predict(items[:2])]
     assert all(prompt.endswith(f"assistant\n{FORCED_EMPTY_THINK}") for prompt in seen)
     assert [(p["pred"], p["think_text"], p["raw_response"]) for p in predictions] == [
@@ -301,3 +302,127 @@ def test_text_alone_needs_no_clip(model_dir: Path, items: list[Item]) -> None:
     predictor = Predictor(LoadOptions(model_dir), modality="text", max_new_tokens=4)
     [(_, outcome)] = predictor.predict([Item(1, items[0].record, Path("nowhere.mp4"))])
     assert not isinstance(outcome, Failure)
+
+
+def drawn(model_dir: Path, items: list[Item], batch_size: int, seed: int = 0) -> dict[int, list[str]]:
+    sampling = Sampling(count=3, temperature=1.0, seed=seed)
+    predictor = Predictor(LoadOptions(model_dir), max_new_tokens=8, sampling=sampling)
+    outcomes = list(predictor.predict(items, batch_size))
+    assert all(outcome["raw_response"] == outcome["samples"][0]["raw_response"] for _, outcome in outcomes)
+    return {item.line: [sample["raw_response"] for sample in outcome["samples"]] for item, outcome in outcomes}
+
+
+def test_draws_hang_on_record_and_seed_and_on_no_batch(model_dir: Path, items: list[Item]) -> None:
+    alone = drawn(model_dir, items[:3], batch_size=1)
+    assert drawn(model_dir, items[2::-1], batch_size=9) == alone
+    assert drawn(model_dir, items[:3], batch_size=9, seed=1) != alone
+    assert all(len(set(samples)) == 3 for samples in alone.values())
+
+
+def test_draws_follow_the_softmax_at_the_temperature() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -torch.inf])
+    rows = 20_000
+    draw = SeededSampling(0.5, range(rows), torch.device("cpu"))
+    tokens = draw(torch.zeros(rows, 1), logits.expand(rows, 4)).argmax(dim=1)
+    shares = torch.bincount(tokens, minlength=4) / rows
+    torch.testing.assert_close(shares, (logits / 0.5).softmax(dim=0), atol=0.01, rtol=0)
+    assert shares[3] == 0
+
+
+def test_a_failure_that_passes_is_no_failure(
+    predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(predictor.predict(items[:2]))
+    generate, load, tries = predictor.model.generate, predictor._clips.load, {"generate": 0, "load": 0}
+
+    def flaky_generate(**inputs: Any) -> torch.Tensor:
+        tries["generate"] += 1
+        if tries["generate"] in (1, 2):  # the batch, and its first row alone
+            raise RuntimeError("a passing fault")
+        return generate(**inputs)
+
+    def flaky_load(path: Path, *part: float | None) -> Any:
+        tries["load"] += 1
+        if tries["load"] == 1:
+            raise OSError("Stale file handle")
+        return load(path, *part)
+
+    monkeypatch.setattr(predictor.model, "generate", flaky_generate)
+    monkeypatch.setattr(predictor._clips, "load", flaky_load)
+    assert list(predictor.predict(items[:2], num_workers=1)) == expected
+    assert tries == {"generate": 4, "load": 3}
+
+
+def test_a_record_whose_prompt_cannot_be_made_takes_no_other_with_it(
+    predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [outcome for _, outcome in predictor.predict(items[:2])]
+    prompt = predictor.processor.prompt
+
+    def strict(question: str, modality: str) -> str:
+        if question == "unbearable":
+            raise ValueError("a question that this tokenizer cannot bear")
+        return prompt(question, modality)
+
+    monkeypatch.setattr(predictor.processor, "prompt", strict)
+    bad = replace(items[2], record=replace(items[2].record, question="unbearable"))
+    outcomes = {item.line: outcome for item, outcome in predictor.predict([items[0], bad, items[1]])}
+    assert outcomes[bad.line] == Failure("ValueError", "a question that this tokenizer cannot bear")
+    assert [outcomes[item.line] for item in items[:2]] == expected
+
+
+def test_a_token_budget_makes_batches_and_changes_no_response(
+    predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = ["Which emotion?", EMOTION_QUESTION]
+    mixed = [replace(i, record=replace(i.record, question=questions[i.line % 2])) for i in items]
+    expected = {item.line: outcome for item, outcome in predictor.predict(mixed, batch_size=1)}
+    longest = max(predictor._lengths(mixed))
+    sizes = out_of_memory(predictor, monkeypatch, most=100)
+    outcomes = {item.line: outcome for item, outcome in predictor.predict(mixed, token_budget=2 * longest)}
+    assert outcomes == expected
+    assert max(sizes) == 2
+    assert sum(sizes) == len(items)
+
+
+def test_a_template_asks_with_keys_of_the_records_and_errors_are_summed_up(
+    model_dir: Path, toy_world_dir: Path, records: list[Record], tmp_path: Path
+) -> None:
+    source = tmp_path / "in.jsonl"
+    lines = [json.loads(as_line(record.id, record.video)) | {"subtitle": "Hello."} for record in records[:2]]
+    del lines[1]["subtitle"]
+    source.write_text("\n".join(map(json.dumps, lines)))
+    flags = ["--model_path", model_dir, "--input_jsonl", source, "--output_dir", tmp_path / "out"]
+    flags += ["--data_root", toy_world_dir, "--max_new_tokens", "4", "--template", "They say: {subtitle} {question}"]
+    subprocess.run([sys.executable, SCRIPT, *flags], check=True, timeout=120, env=ONE_THREAD)
+    plain = [flag for flag in flags if flag != "--template" and "{" not in str(flag)]
+    assert [json.loads(line)["id"] for line in (tmp_path / "out/in.jsonl").read_text().splitlines()] == [records[0].id]
+    report = subprocess.run([sys.executable, SCRIPT, *plain, "--errors"], capture_output=True, text=True, check=True)
+    assert report.stdout.startswith("1 records failed\nRecordError: 1\n  line 2, ")
+    assert "has no 'subtitle' for the template" in report.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--n", "4"], "give a --temperature"),
+        (["--template", "no keys"], "must hold keys of the records"),
+        (["--template", "{question"], "a brace of the text itself is doubled"),
+        (["--temperature", "-1"], "below 0"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(flags: list[str], message: str, model_dir: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        SCRIPT,
+        "--model_path",
+        model_dir,
+        "--input_jsonl",
+        "x",
+        "--output_dir",
+        tmp_path,
+        *flags,
+    ]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2
+    assert message in refused.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from humanomni.evaluation.predictions import count_failed, read_predictions
-from humanomni.prediction_shards import JobError, PredictionJob, Shard, model_fingerprint, read_inputs
+from humanomni.prediction_shards import JobError, PredictionJob, Shard, model_fingerprint, read_failures, read_inputs
 from humanomni.records import BadLine, Record
 
 SETTINGS = {"model": "m1", "max_new_tokens": 256}
@@ -85,6 +85,32 @@ def test_what_any_rank_has_done_is_not_done_again(inputs: dict[int, Record | Bad
         answer(shard, inputs, [2, 4, 6, 7, 8])
         assert job.merge() == 0
     assert len(read_predictions(output)) == 6
+
+
+def test_a_damaged_line_is_no_outcome_and_is_told(
+    inputs: dict[int, Record | BadLine], output: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = PredictionJob(output, inputs, SETTINGS)
+    do(job, 0, [1, 2, 5])
+    shard_file = job.shards / "rank0.jsonl"
+    shard_file.write_bytes(shard_file.read_bytes().replace(b"\xc3\xa9 2", b"\xc3\xa9 3"))  # still JSON, still whole
+    with job.open_shard(0) as shard:
+        assert shard.done == {1, 5}
+        assert "rank0.jsonl:2 is damaged" in caplog.text
+        answer(shard, inputs, [2, 4, 6, 7, 8])
+        assert job.merge() == 0
+    assert [prediction.response for prediction in read_predictions(output)][1] == "né 2"
+
+
+def test_failures_are_listed_before_and_after_the_merge(inputs: dict[int, Record | BadLine], output: Path) -> None:
+    job = PredictionJob(output, inputs, SETTINGS)
+    with pytest.raises(JobError, match="nothing was predicted yet"):
+        read_failures(output)
+    do(job, 0, [1, 4])
+    assert [failure["line"] for failure in read_failures(output)] == [4]
+    do(job, 1, [2, 5, 6, 7, 8])
+    assert job.finished
+    assert [failure["line"] for failure in read_failures(output)] == [4]
 
 
 def test_a_finished_job_is_left_alone(inputs: dict[int, Record | BadLine], output: Path) -> None:

@@ -14,6 +14,7 @@ from humanomni.modeling import PARTS
 from humanomni.parity.golden import GoldenSet
 from humanomni.prompts import EMOTION_QUESTION
 from humanomni.training.clips import ClipLoader
+from humanomni.training.data_mixing import DataSource, read_mixture
 from humanomni.training.sft import SFT_PARTS, SFTArguments, SFTCollator, SFTDataset
 from humanomni.weight_files import read_json
 
@@ -123,7 +124,8 @@ def _sft_samples(golden: GoldenSet, records: list[dict[str, Any]]) -> tuple[list
         data = Path(folder) / "sft.jsonl"
         data.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         arguments = SFTArguments(output_dir=folder, use_cpu=True)
-        dataset = SFTDataset(data, processor, ClipLoader(processor, "video_audio"), golden.clips, arguments)
+        mixture = read_mixture([DataSource(data)], golden.clips, seed=0)
+        dataset = SFTDataset(mixture, processor, ClipLoader(processor, "video_audio"), arguments)
         samples = [dataset[index] for index in range(len(dataset))]
     return samples, SFTCollator(processor)
 
