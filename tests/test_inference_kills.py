@@ -1,0 +1,208 @@
+"""Inference that is killed, runs out of disk, or may not write: nothing is lost, doubled or damaged.
+
+The processes are real, and so is every line of them but the model (tests/fake_inference.py), which would make
+the same tests take an hour. LONG_TESTS=1 kills the real program with the tiny model as often.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+TESTS = Path(__file__).parent
+FAKE = TESTS / "fake_inference.py"
+REAL = TESTS.parent / "inference_batch.py"
+RECORDS = 60
+long_tests = pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="takes half an hour; LONG_TESTS=1 runs it")
+
+
+class Job:
+    """A command that differs in its output folder only."""
+
+    def __init__(self, script: Path, source: Path, model: Path, *flags: str, seconds: float = 0.0) -> None:
+        self.command = [sys.executable, script, "--input_jsonl", source, "--model_path", model, *flags]
+        self.source = source
+        self.environment = os.environ | {
+            "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "OMP_NUM_THREADS": "1",
+            "FAKE_SECONDS": str(seconds),
+        }
+
+    def start(self, output: Path, rank: int = 0, world_size: int = 1) -> subprocess.Popen[str]:
+        environment = self.environment | {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        command = [*self.command, "--output_dir", output, "--device", "cpu"]
+        return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE)
+
+    def run(self, output: Path, world_size: int = 1) -> str:
+        """Runs all ranks to their end; the log of them all."""
+        ranks = [self.start(output, rank, world_size) for rank in range(world_size)]
+        log = "".join(process.communicate(timeout=600)[1] for process in ranks)
+        assert all(process.returncode == 0 for process in ranks), log
+        return log
+
+    def lines(self, output: Path, rank: int) -> int:
+        shard = output / f"{self.source.stem}.shards" / f"rank{rank}.jsonl"
+        try:
+            return shard.read_bytes().count(b"\n")
+        except FileNotFoundError:
+            return 0
+
+    def result(self, output: Path) -> bytes:
+        assert not (output / f"{self.source.stem}.shards").exists()
+        return (output / self.source.name).read_bytes()
+
+
+def write_records(path: Path, count: int) -> Path:
+    turns = [{"from": "human", "value": "Which emotion?"}, {"from": "gpt", "value": "anger"}]
+    lines = (json.dumps({"id": f"r{i}", "video": f"{i}.mp4", "conversations": turns}) for i in range(count))
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def job(tmp_path: Path, model: Path) -> Job:
+    return Job(FAKE, write_records(tmp_path / "test.jsonl", RECORDS), model, seconds=0.002)
+
+
+def kill_and_rerun(
+    job: Job, straight: bytes, output: Path, world_size: int, records: int, chance: random.Random
+) -> None:
+    """Kills one rank at some moment of its work or of the merge, lets the others end, and runs the command again."""
+    victim = chance.randrange(world_size)
+    share = len(range(victim, records, world_size))
+    moment, delay = chance.randrange(share + 1), chance.random() * 0.01
+    ranks = [job.start(output, rank, world_size) for rank in range(world_size)]
+    deadline = time.monotonic() + 300
+    while job.lines(output, victim) < moment and ranks[victim].poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(delay)
+    ranks[victim].kill()
+    for process in ranks:
+        process.communicate(timeout=300)
+    job.run(output, world_size)
+    assert job.result(output) == straight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_rank_killed_at_any_moment_costs_nothing(world_size: int, job: Job, tmp_path: Path) -> None:
+    """Slow: ten kills, each of a run of real processes and before another."""
+    job.run(tmp_path / "straight")
+    straight = job.result(tmp_path / "straight")
+    assert straight.count(b"\n") == RECORDS
+    chance = random.Random(world_size)
+    for trial in range(10):
+        kill_and_rerun(job, straight, tmp_path / str(trial), world_size, RECORDS, chance)
+
+
+@long_tests
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_rank_of_the_real_program_killed_at_any_moment_costs_nothing(
+    world_size: int, tiny_model_dir: Path, toy_world_dir: Path, tmp_path: Path
+) -> None:
+    source = toy_world_dir / "sft_train.jsonl"
+    job = Job(REAL, source, tiny_model_dir, "--max_new_tokens", "8", "--batch_size", "1")
+    job.run(tmp_path / "straight")
+    straight = job.result(tmp_path / "straight")
+    chance = random.Random(world_size)
+    for trial in range(10):
+        kill_and_rerun(job, straight, tmp_path / str(trial), world_size, 28, chance)
+
+
+@pytest.mark.slow
+def test_ten_thousand_records_in_flat_memory_and_a_restart_within_seconds(model: Path, tmp_path: Path) -> None:
+    """Slow: each of ten thousand lines is on the disk before the next begins."""
+    job = Job(FAKE, write_records(tmp_path / "test.jsonl", 10_000), model)
+    output = tmp_path / "out"
+    first = job.start(output)
+    memory = {}
+    for moment in (1_000, 6_000):
+        while job.lines(output, 0) < moment:
+            assert first.poll() is None, first.communicate()[1]
+            time.sleep(0.1)
+        memory[moment] = psutil.Process(first.pid).memory_info().rss
+    first.kill()
+    first.communicate()
+    assert memory[6_000] - memory[1_000] < 5_000_000, memory
+    begin = time.monotonic()
+    second = job.start(output)
+    killed_with = job.lines(output, 0)
+    while job.lines(output, 0) <= killed_with:
+        assert second.poll() is None, second.communicate()[1]
+        time.sleep(0.05)
+    assert time.monotonic() - begin < 5
+    log = second.communicate(timeout=120)[1]
+    assert "going on: " in log
+    identities = [json.loads(line)["id"] for line in job.result(output).splitlines()]
+    assert identities == [f"r{i}" for i in range(10_000)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 40 kB, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", folder]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+
+
+def test_a_full_disk_stops_with_a_clear_error_and_nothing_damaged(job: Job, small_disk: Path, tmp_path: Path) -> None:
+    job.run(tmp_path / "straight")
+    process = job.start(small_disk)
+    log = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "No space left on device" in log.splitlines()[-1]
+    assert "make room: the same command goes on" in log.splitlines()[-1]
+    assert "Traceback" not in log
+    done = job.lines(small_disk, 0)
+    assert 0 < done < RECORDS
+
+    remount(small_disk, "size=10m")
+    log = job.run(small_disk)
+    assert f"going on: {done} of {RECORDS} records are done" in log
+    assert "damaged" not in log
+    assert job.result(small_disk) == job.result(tmp_path / "straight")
+
+
+def test_a_read_only_folder_is_told_and_what_is_there_stays(job: Job, small_disk: Path) -> None:
+    remount(small_disk, "size=10m")
+    process = job.start(small_disk)
+    while job.lines(small_disk, 0) < 10:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    there = {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
+    remount(small_disk, "ro")
+    refused = job.start(small_disk)
+    log = refused.communicate(timeout=60)[1]
+    assert refused.returncode == 1
+    assert "Read-only file system" in log
+    assert str(small_disk) in log
+    assert "Traceback" not in log
+    assert there == {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
+    remount(small_disk, "rw")
+    job.run(small_disk)
+    assert job.result(small_disk).count(b"\n") == RECORDS
