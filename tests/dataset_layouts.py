@@ -72,7 +72,7 @@ def mafw(made: Layout) -> None:
         made.text(lists.format("no_caption", fold, "train"), *train)
         made.text(lists.format("no_caption", fold, "test"), *test)
         made.text(
-            lists.format("with_caption", fold, "train"), "00001.mp4  anger  一位女士皱眉。  A woman frowns, twice."
+            lists.format("with_caption", fold, "train"), "00001.mp4  anger  一位女士皱眉。  A woman frowns,\u2028twice."
         )
         made.text(lists.format("with_caption", fold, "test"), "00003.mp4  helplessness  他叹气。  He sighs.")
 

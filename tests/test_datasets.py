@@ -7,6 +7,7 @@ The golden files were read line by line against spec and layout when they were m
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from dataset_layouts import Layout
 from media_factory import write_clip
 
+from humanomni.datasets import DATASETS
 from humanomni.records import Record, read_records
 
 REPO = Path(__file__).parents[1]
@@ -61,6 +63,24 @@ CASES: dict[str, tuple[Callable[[Layout], None], str]] = {
 }
 
 
+COMMANDS = re.findall(r"^python scripts/prepare_data\.py (.+)$", (REPO / "docs/data.md").read_text(), re.MULTILINE)
+# The folders under /data of those commands.
+FOLDERS: dict[str, Callable[[Layout], None]] = {
+    "MAFW": layouts.mafw,
+    "MAFW_compound": layouts.mafw_compound,
+    "DFEW": layouts.dfew,
+    "RAVDESS": layouts.ravdess,
+    "EMER_v1": layouts.emer_v1,
+    "MER2023_all": layouts.mer2023,
+    "MER2024": layouts.mer2024,
+    "MER2025": layouts.mer2025,
+    "MERR": layouts.merr,
+    "release": layouts.records,
+    "mine": layouts.custom_folders,
+    "table": layouts.custom_table(".csv"),
+}
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return layouts.encode_clip(tmp_path_factory.mktemp("clip") / "clip.mp4")
@@ -74,19 +94,11 @@ def root(tmp_path: Path) -> Path:
 
 
 def prepared(root: Path, flags: str, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """The script's run; flags of the case go before root and output."""
     words = [word.replace("ROOT", str(root)) for word in flags.split()]
-    command = [
-        sys.executable,
-        SCRIPT,
-        *words,
-        *([] if "--root" in words else ["--root", root]),
-        "--output",
-        output,
-        *more,
-    ]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    defaults = {"--root": str(root), "--output": str(output)}
+    filled = [word for pair in defaults.items() if pair[0] not in words for word in pair]
+    return subprocess.run([sys.executable, SCRIPT, *words, *filled, *more], capture_output=True, text=True, timeout=120)
 
 
 def contents(folder: Path, root: Path) -> dict[str, str]:
@@ -108,6 +120,25 @@ def test_a_layout_gives_its_golden_records(case: str, clip: Path, root: Path, tm
     assert given == contents(golden, root)
     for path in (tmp_path / "out").rglob("*.jsonl"):
         assert all(isinstance(record, Record) and Path(record.video).exists() for record in read_records(path))
+
+
+def test_the_guide_has_an_example_of_every_data_set() -> None:
+    assert {command.split()[0] for command in COMMANDS} == set(DATASETS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_example_of_the_guide_works(command: str, clip: Path, root: Path, tmp_path: Path) -> None:
+    folder = re.findall(r"--root /data/(\w+)", command)[0]
+    if folder == "EMER":
+        layouts.emer_v2(Layout(root, clip))
+    else:
+        FOLDERS[folder](Layout(root / folder, clip))
+    words = command.replace("/data/", f"{root}/").split()
+    (work := tmp_path / "work").mkdir()
+    run = subprocess.run([sys.executable, SCRIPT, *words], cwd=work, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    written = list((work / words[words.index("--output") + 1]).rglob("*.jsonl"))
+    assert any(path.name.startswith(("sft_", "grpo_", "infer_")) for path in written)
 
 
 def test_a_second_run_gives_the_same_bytes_also_with_the_output_inside_the_root(clip: Path, root: Path) -> None:
@@ -156,6 +187,7 @@ def test_official_counts_are_confirmed_and_differences_are_named(clip: Path, roo
         (layouts.mer2023, "mer2023 --fold 1", "MER2023 in ROOT has no folds"),
         (layouts.dfew, "dfew --task sft", "prepare it with --task grpo or infer"),
         (layouts.dfew, "dfew --clips ROOT/EmoLabel_DataSplit", "name the folder of the clips with --clips"),
+        (layouts.dfew, "dfew --output ROOT", "is also --output; write to a folder in it"),
         (layouts.dfew, "dfew --root ROOT/nowhere", "--root ROOT/nowhere: no such folder"),
         (layouts.ravdess, "ravdess --test_actors 7", "--test_actors 7: no clip of theirs"),
         (layouts.custom_table(".csv"), "custom --table labels.csv", "no column video, label; its columns are file,"),

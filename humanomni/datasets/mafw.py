@@ -41,7 +41,7 @@ def _read(source: Source, options: Options, kind: str, sheet: str) -> Iterator[S
 
 def _lines(path: Path) -> Iterator[tuple[str, str, str]]:
     """Name, label and the rest of each line: nothing, or the captions."""
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         name, *rest = line.split(maxsplit=2)

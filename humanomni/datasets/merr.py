@@ -16,7 +16,7 @@ def _read(source: Source, options: Options) -> Iterator[Sample]:
         raise source.missing("MERR", "MERR_coarse_grained.txt", "MERR_fine_grained.txt")
     for match, path in lists:
         captions = _captions(path.with_suffix(".json"))
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
             if not line.strip():
                 continue
             fields = line.split()

@@ -99,7 +99,7 @@ class Source:
         ignored: a folder that is not looked into: what is written there is no part of the data set.
 
     Raises:
-        DatasetError: a folder does not exist.
+        DatasetError: a folder does not exist, or is the ignored one.
     """
 
     def __init__(self, root: Path, clips: Path | None = None, ignored: Path | None = None) -> None:
@@ -108,6 +108,8 @@ class Source:
         for flag, folder in (("--root", self.root), ("--clips", self.clip_root)):
             if not folder.is_dir():
                 raise DatasetError(f"{flag} {folder}: no such folder")
+            if folder == self._ignored:
+                raise DatasetError(f"{flag} {folder} is also --output; write to a folder in it, or elsewhere")
 
     def lists(self, pattern: str) -> list[tuple[re.Match[str], Path]]:
         """Files whose path from the root, with forward slashes, ends in the regular expression, sorted by path."""
