@@ -4,8 +4,8 @@
     torchrun --nproc_per_node 8 inference_batch.py --model_path ... --input_jsonl ... --output_dir ... --batch_size 32
 
 Writes OUTPUT_DIR/<input name> (with --early, <input name>_early) of {"id", "video", "gt", "pred", "think_text",
-"raw_response"} (with --n, also "samples") and, where records failed, <input name>.errors.jsonl of {"id", "video",
-"line", "error", "detail"}, which --errors sums up.
+"raw_response"} (with --temperature, also "candidates": --n of them) and, where records failed,
+<input name>.errors.jsonl of {"id", "video", "line", "error", "detail"}, which --errors sums up.
 A run that was killed is continued by the same command, also with another number of processes or another batch size; a
 finished one is left alone. Failed records do not make the run fail: its exit status is 0 and its last line counts them.
 """
@@ -155,12 +155,15 @@ def predict_share(
     if not speaks:
         disable_progress_bar()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    sampling = None
+    if arguments.temperature:
+        sampling = Sampling(arguments.n, (arguments.temperature,), seed=arguments.seed)
     predictor = Predictor(
         loading,
         modality=arguments.modal,
         early=arguments.early,
         max_new_tokens=arguments.max_new_tokens,
-        sampling=Sampling(arguments.n, arguments.temperature, arguments.seed),
+        sampling=sampling,
         device=arguments.device or pick_device(local_rank),
     )
     items = (

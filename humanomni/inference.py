@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 from humanomni.batching import plan_batches
 from humanomni.completion import parse_completion
 from humanomni.loading import LoadOptions, load_model, load_processor
 from humanomni.media import MediaError
 from humanomni.records import Record
-from humanomni.sampling import GREEDY, Sampling, SeededSampling
+from humanomni.sampling import DRAW_INPUTS, GumbelNoise, Sampling
 from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
 
 logger = logging.getLogger(__name__)
@@ -65,12 +64,12 @@ class Row:
     """One response to make: a record may ask for several.
 
     Attributes:
-        stream: the seed of its draws; greedy decoding does without.
+        draw: its seed and temperature, of `Sampling.rows`; empty when decoding is greedy.
     """
 
     item: Item
     clip: TrainingClip
-    stream: int
+    draw: Mapping[str, Tensor]
 
 
 def pick_device(local_rank: int = 0) -> str:
@@ -86,7 +85,7 @@ class Predictor:
         modality: media in the prompt, a key of :data:`humanomni.prompts.MODALITIES`.
         early: force the empty explanation.
         max_new_tokens: tokens after which a response is cut.
-        sampling: how many responses a record gets, and how they are drawn.
+        sampling: draw candidates instead of decoding one response greedily.
         device: as torch names it.
 
     Raises:
@@ -99,7 +98,7 @@ class Predictor:
         modality: str = "video_audio",
         early: bool = False,
         max_new_tokens: int = 256,
-        sampling: Sampling = GREEDY,
+        sampling: Sampling | None = None,
         device: str = "cpu",
     ) -> None:
         self.modality, self.early, self.max_new_tokens = modality, early, max_new_tokens
@@ -107,8 +106,8 @@ class Predictor:
         self.processor = load_processor(loading)
         # Any, because the annotations of transformers' generate() refuse the media inputs that it passes on.
         self.model: Any = load_model(loading, device)
-        # Greedy; SeededSampling makes draws of it. What else the checkpoint's generation_config.json asks for (end
-        # tokens, suppressed placeholders, a repetition penalty) holds.
+        # Greedy, also under a draw's noise; what else the checkpoint's generation_config.json asks for (end tokens,
+        # suppressed placeholders, a repetition penalty) holds.
         self.model.generation_config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
         self._clips = ClipLoader(self.processor, modality)
         self._largest_batch: int | None = None  # known after the first batch that was too large for the memory
@@ -119,8 +118,8 @@ class Predictor:
         """Yields each item, longest first, with its prediction or with why it has none.
 
         A prediction is ``{"id", "video", "gt", "pred", "think_text", "raw_response"}``: gt the record's target as
-        written, pred the answer's text, None where none can be read. With several responses these are of the first,
-        and ``"samples"`` lists the last three of each.
+        written, pred the answer's text, None where none can be read. With sampling the last three are of the first
+        candidate, and ``"candidates"`` lists them of each, with its ``"temperature"``.
 
         Args:
             batch_size: rows of a batch; halved for good when the GPU's memory does not suffice.
@@ -128,8 +127,9 @@ class Predictor:
             token_budget: the most of a batch's rows times its longest prompt and response, in tokens; None for no end.
         """
         items = list(items)
-        lengths = [length * self.sampling.count for length in self._lengths(items)]
-        planned = list(plan_batches(lengths, max(batch_size // self.sampling.count, 1), token_budget))
+        rows_a_record = self.sampling.n if self.sampling else 1
+        lengths = [length * rows_a_record for length in self._lengths(items)]
+        planned = list(plan_batches(lengths, max(batch_size // rows_a_record, 1), token_budget))
         with ThreadPoolExecutor(num_workers, thread_name_prefix="decode") as pool:
             ahead = batch_size * _PREFETCHED_BATCHES
             decoding = self._decode_ahead(pool, [items[position] for batch in planned for position in batch], ahead)
@@ -180,7 +180,7 @@ class Predictor:
             except (MediaError, OSError, ValueError, RuntimeError, MemoryError) as error:
                 failures[item.line] = Failure.of(error)
             else:
-                rows += [Row(item, clip, stream) for stream in self.sampling.streams(item.record.id)]
+                rows += [Row(item, clip, draw) for draw in self._draws(item.record)]
         responses: dict[int, list[str]] = {}
         for row, response in zip(rows, self.respond(rows) if rows else [], strict=True):
             if isinstance(response, Failure):
@@ -189,6 +189,12 @@ class Predictor:
                 responses.setdefault(row.item.line, []).append(response)
         for item, _ in batch:
             yield item, failures.get(item.line) or self._prediction(item.record, responses[item.line])
+
+    def _draws(self, record: Record) -> list[dict[str, Tensor]]:
+        if self.sampling is None:
+            return [{}]
+        drawn = self.sampling.rows([record.id])
+        return [{name: values[candidate] for name, values in drawn.items()} for candidate in range(self.sampling.n)]
 
     def _prompt(self, question: str) -> str:
         return self.processor.prompt(question, self.modality) + (FORCED_EMPTY_THINK if self.early else "")
@@ -200,7 +206,7 @@ class Predictor:
         inputs |= batch_media([row.clip for row in rows], self.processor)
         if "pixel_values" in inputs:
             inputs |= self.processor.gate_inputs(questions, self.modality)
-        return inputs
+        return inputs | {name: torch.stack([row.draw[name] for row in rows]) for name in rows[0].draw}
 
     def respond(self, rows: Sequence[Row], alone_before: bool = False) -> list[str | Failure]:
         """One response a row.
@@ -217,7 +223,7 @@ class Predictor:
         half = (len(rows) + 1) // 2
         if self._largest_batch is None or len(rows) <= self._largest_batch:
             try:
-                return list(self._generate(self.inputs(rows), [row.stream for row in rows]))
+                return list(self._generate(self.inputs(rows)))
             except torch.AcceleratorError:
                 raise
             except (ValueError, RuntimeError) as error:
@@ -235,22 +241,27 @@ class Predictor:
         return [*self.respond(rows[:half]), *self.respond(rows[half:])]
 
     @torch.inference_mode()
-    def _generate(self, inputs: Mapping[str, Tensor], streams: Sequence[int]) -> list[str]:
-        on_device = {name: value.to(self.model.device) for name, value in inputs.items()}
-        draws = LogitsProcessorList()
-        if self.sampling.temperature:
-            draws.append(SeededSampling(self.sampling.temperature, streams, self.model.device))
-        ids = self.model.generate(**on_device, max_new_tokens=self.max_new_tokens, logits_processor=draws)
+    def _generate(self, inputs: Mapping[str, Tensor]) -> list[str]:
+        device = self.model.device
+        on_device = {name: value.to(device) for name, value in inputs.items() if name not in DRAW_INPUTS}
+        draw = []
+        if self.sampling:
+            draw.append(GumbelNoise(self.sampling, inputs["seeds"], inputs["temperatures"], device))
+        ids = self.model.generate(**on_device, max_new_tokens=self.max_new_tokens, logits_processor=draw)
         return self.processor.tokenizer.batch_decode(
             ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
     def _prediction(self, record: Record, responses: Sequence[str]) -> dict[str, Any]:
-        samples = [self._sample(response) for response in responses]
-        prediction = {"id": record.id, "video": record.video, "gt": record.target, **samples[0]}
-        return prediction if self.sampling.count == 1 else prediction | {"samples": samples}
+        readings = [self._reading(response) for response in responses]
+        prediction = {"id": record.id, "video": record.video, "gt": record.target, **readings[0]}
+        if self.sampling is None:
+            return prediction
+        temperatures = [self.sampling.temperature(candidate) for candidate in range(self.sampling.n)]
+        candidates = [{"temperature": t} | reading for t, reading in zip(temperatures, readings, strict=True)]
+        return prediction | {"candidates": candidates}
 
-    def _sample(self, response: str) -> dict[str, str | None]:
+    def _reading(self, response: str) -> dict[str, str | None]:
         if self.early:
             answer, think = response.partition(_ANSWER_END)[0].strip() or None, None
         else:

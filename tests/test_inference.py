@@ -22,7 +22,7 @@ from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import EMOTION_QUESTION, MODALITIES
 from humanomni.records import Record, read_records, resolve_video
-from humanomni.sampling import Sampling, SeededSampling
+from humanomni.sampling import GumbelNoise, Sampling
 
 SCRIPT = Path(__file__).parents[1] / "inference_batch.py"
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -229,7 +229,7 @@ def test_a_failing_record_takes_no_other_with_it(
 ) -> None:
     expected = [outcome for _, outcome in predictor.predict(items)]
     generate = predictor.model.generate
-    bad = predictor.inputs([Row(items[4], predictor._clips.load(items[4].clip), 0)])["input_features"][0]
+    bad = predictor.inputs([Row(items[4], predictor._clips.load(items[4].clip), {})])["input_features"][0]
 
     def picky(**inputs: Any) -> torch.Tensor:
         if any(torch.equal(row, bad) for row in inputs["input_features"]):
@@ -247,7 +247,7 @@ def test_early_mode_puts_an_empty_explanation_into_the_models_mouth(
     predictor = Predictor(LoadOptions(model_dir), early=True)
     seen = []
 
-    def generate(inputs: dict[str, torch.Tensor], streams: Sequence[int]) -> list[str]:
+    def generate(inputs: dict[str, torch.Tensor]) -> list[str]:
         seen.extend(predictor.processor.tokenizer.batch_decode(inputs["input_ids"]))
         return ["happy</answer>", "happy"]
 
@@ -305,11 +305,11 @@ def test_text_alone_needs_no_clip(model_dir: Path, items: list[Item]) -> None:
 
 
 def drawn(model_dir: Path, items: list[Item], batch_size: int, seed: int = 0) -> dict[int, list[str]]:
-    sampling = Sampling(count=3, temperature=1.0, seed=seed)
+    sampling = Sampling(n=3, seed=seed)
     predictor = Predictor(LoadOptions(model_dir), max_new_tokens=8, sampling=sampling)
     outcomes = list(predictor.predict(items, batch_size))
-    assert all(outcome["raw_response"] == outcome["samples"][0]["raw_response"] for _, outcome in outcomes)
-    return {item.line: [sample["raw_response"] for sample in outcome["samples"]] for item, outcome in outcomes}
+    assert all(outcome["raw_response"] == outcome["candidates"][0]["raw_response"] for _, outcome in outcomes)
+    return {item.line: [sample["raw_response"] for sample in outcome["candidates"]] for item, outcome in outcomes}
 
 
 def test_draws_hang_on_record_and_seed_and_on_no_batch(model_dir: Path, items: list[Item]) -> None:
@@ -320,9 +320,8 @@ def test_draws_hang_on_record_and_seed_and_on_no_batch(model_dir: Path, items: l
 
 
 def test_draws_follow_the_softmax_at_the_temperature() -> None:
-    logits = torch.tensor([2.0, 1.0, 0.0, -torch.inf])
-    rows = 20_000
-    draw = SeededSampling(0.5, range(rows), torch.device("cpu"))
+    logits, rows = torch.tensor([2.0, 1.0, 0.0, -torch.inf]), 20_000
+    draw = GumbelNoise(Sampling(n=1), torch.arange(rows), torch.full((rows,), 0.5), torch.device("cpu"))
     tokens = draw(torch.zeros(rows, 1), logits.expand(rows, 4)).argmax(dim=1)
     shares = torch.bincount(tokens, minlength=4) / rows
     torch.testing.assert_close(shares, (logits / 0.5).softmax(dim=0), atol=0.01, rtol=0)

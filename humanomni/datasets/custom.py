@@ -71,7 +71,7 @@ def _read_records(source: Source, options: Options) -> Iterator[Sample]:
                 completion.think,
                 source.origin(path),
                 record.question,
-                record.extra | ({"id": record.id} if "id" in line.value else {}),
+                {key: value for key, value in line.value.items() if key not in {"video", "conversations"}},
             )
     if not found:
         raise source.missing("records", "a .json or .jsonl file of records")

@@ -15,7 +15,7 @@ from humanomni.datasets.check import ClipCheck, check_clips
 from humanomni.datasets.mer import UNLABELLED
 from humanomni.datasets.source import Dataset, DatasetError, Options, Sample, Source
 from humanomni.labels import normalise_label
-from humanomni.prompts import AUDIO_TOKEN, EMOTION_QUESTION, VIDEO_TOKEN
+from humanomni.prompts import AUDIO_TOKEN, EMOTION_QUESTION, VIDEO_TOKEN, strip_media_tags
 from humanomni.records import write_whole
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,12 @@ def _record(
     target = label
     if request.task == "sft":
         target = f"<think>{' '.join((sample.explanation or '').split())}</think>\n<answer>{label}</answer>"
-    turns = [{"from": "human", "value": f"{VIDEO_TOKEN}\n{AUDIO_TOKEN}\n{sample.question or EMOTION_QUESTION}"}]
+    turns = [
+        {
+            "from": "human",
+            "value": f"{VIDEO_TOKEN}\n{AUDIO_TOKEN}\n{strip_media_tags(sample.question or EMOTION_QUESTION)}",
+        }
+    ]
     if target is not None:
         turns.append({"from": "gpt", "value": target})
     record: dict[str, Any] = {"id": identity, "video": str(clip), "conversations": turns, "dataset": request.name}
