@@ -21,7 +21,7 @@ from fgce.emotion import EmotionReader, EmotionRequest, EmotionResponse
 from fgce.schema import ScoreRequest, ScoreResponse
 from fgce.service import make_scorer
 from humanomni.evaluation.demo import Respond, create_app
-from humanomni.prediction_shards import JobError, model_fingerprint
+from humanomni.loading import LoadError, LoadOptions, add_load_arguments
 from humanomni.prompts import EMOTION_QUESTION
 from humanomni.records import Record
 
@@ -36,10 +36,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        model_fingerprint(arguments.model_path)
-    except JobError as error:
+        respond = load_model(arguments)
+    except LoadError as error:
         sys.exit(f"demo: {error}")
-    respond = load_model(arguments.model_path, arguments.max_new_tokens, arguments.device)
     judge = ServerJudge(arguments.fgce_url) if arguments.fgce_url else LexiconHere()
     settings = uvicorn.Config(
         create_app(respond, judge, str(arguments.model_path)), port=arguments.port, log_level="warning"
@@ -47,12 +46,18 @@ def main() -> None:
     asyncio.run(_Server(settings).serve())
 
 
-def load_model(model_path: Path, max_new_tokens: int, device: str | None) -> Respond:
-    """The model as a function of a clip's path."""
-    # Here, because a wrong flag should not wait for torch.
+def load_model(arguments: argparse.Namespace) -> Respond:
+    """The model as a function of a clip's path.
+
+    Raises:
+        LoadError: the model cannot be loaded as asked.
+    """
+    loading = LoadOptions.of(arguments, arguments.model_path).resolved()
+
+    # Here, because a wrong path should not wait for torch.
     from humanomni.inference import Failure, Item, Predictor, pick_device
 
-    predictor = Predictor(model_path, max_new_tokens=max_new_tokens, device=device or pick_device(0))
+    predictor = Predictor(loading, max_new_tokens=arguments.max_new_tokens, device=arguments.device or pick_device())
 
     def respond(clip: Path) -> dict[str, Any] | str:
         record = Record(id=_CLIP, video=clip.name, question=EMOTION_QUESTION, target=None)
@@ -100,11 +105,12 @@ class _Server(uvicorn.Server):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model_path", type=Path, required=True, help="native HumanOmni folder")
+    parser.add_argument("--model_path", type=Path, required=True, help="native HumanOmni folder, or a LoRA adapter's")
     parser.add_argument("--fgce_url", help="FG-CE server (default: the lexicon judge in this process)")
     parser.add_argument("--port", type=int, default=7860, help="on loopback; 0 takes a free one (default %(default)s)")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="length of a response (default %(default)s)")
     parser.add_argument("--device", help="as torch names it (default: a GPU, without one the CPU)")
+    add_load_arguments(parser)
     return parser
 
 
