@@ -8,7 +8,9 @@
 #SBATCH --output=logs/%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Supervised fine-tuning. Once requeued, or started again, a run goes on from its last checkpoint.
+#SBATCH --signal=B:USR1@600
+# Supervised fine-tuning. Ten minutes before its time is up, a run writes a checkpoint and is queued again;
+# however it ended, started again it goes on from its last checkpoint.
 #
 #   sbatch srun_sft_humanomni.sh                                      configs/0.5B/sft.yaml on eight GPUs
 #   sbatch --nodes=2 srun_sft_humanomni.sh configs/7B/sft.yaml        on sixteen

@@ -147,7 +147,8 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
         """Token embeddings with the media's tokens in the placeholders' places.
 
         Row b of every media tensor belongs to row b of ``input_ids``; rows without a placeholder of that kind are not
-        run through its tower.
+        run through its tower. A media tensor without rows, for prompts without its placeholders, runs its parts on
+        one row of zeros whose tokens go nowhere: processes that reduce gradients together then all have theirs.
 
         Args:
             input_ids: [B, S] with one placeholder a feature, as the processor writes them.
@@ -173,8 +174,9 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
             if vision_features is not None:
                 patches = vision_features[has_video].to(embeds.dtype)
             elif pixel_values is not None:
-                patches = self.encode_frames(pixel_values[has_video])
-            tokens = self.video_tokens(patches, gate_input_ids[has_video], gate_attention_mask[has_video])
+                patches = self.encode_frames(rows_or_zeros(pixel_values, has_video))
+            asking = slice(0, 1) if pixel_values is not None and not len(pixel_values) else has_video
+            tokens = self.video_tokens(patches, gate_input_ids[asking], gate_attention_mask[asking])
             embeds = embeds.masked_scatter(video_mask.unsqueeze(-1), tokens.to(embeds.dtype))
 
         has_audio = placeholder_rows(audio_mask, self.config.num_audio_tokens, input_features, audio_features, "audio")
@@ -182,7 +184,7 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
             if audio_features is not None:
                 states = audio_features[has_audio].to(embeds.dtype)
             elif input_features is not None:
-                states = self.encode_audio(input_features[has_audio])
+                states = self.encode_audio(rows_or_zeros(input_features, has_audio))
             tokens = self.audio_tokens(states)
             embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), tokens.to(embeds.dtype))
         return embeds
@@ -307,6 +309,10 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             attentions=outputs.attentions,
         )
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """The library's, under this model's names: after a load with ZeRO-3 it writes BERT's old ones (gamma, beta)."""
+        super().save_pretrained(*args, **({"save_original_format": False} | kwargs))
+
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The library's inputs; once the prompt is in the cache, without the media."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
@@ -314,6 +320,11 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             for name in MEDIA_INPUTS:
                 inputs.pop(name, None)
         return inputs
+
+
+def rows_or_zeros(features: Tensor, mask: Tensor) -> Tensor:
+    """The rows of ``features`` [B, ...] in the mask [B], or a row of zeros where it has none."""
+    return features[mask] if len(features) else features.new_zeros(1, *features.shape[1:])
 
 
 def placeholder_rows(
@@ -334,6 +345,8 @@ def placeholder_rows(
                 "pass the processor's media outputs to every forward"
             )
         return None
+    if not features.shape[0] and not any(counts):
+        return mask.any(dim=1)
     if features.shape[0] != mask.shape[0]:
         raise ValueError(f"{features.shape[0]} rows of {kind} features for {mask.shape[0]} prompts")
     if any(count not in (0, tokens_per_clip) for count in counts) or not any(counts):

@@ -2,6 +2,7 @@
 # Sourced by srun_sft_humanomni.sh and srun_grpo_humanomni.sh: torchrun on all GPUs of a Slurm job, or of this machine.
 #   GPUS_PER_NODE  default: the GPUs of the job, without Slurm those that torch sees; 0: one process on the CPU
 #   RDZV_PORT      where the first node listens for the others; default: 20000 and the job's last four digits
+# Before the job's time is up (#SBATCH --signal), the run writes a checkpoint and stops, and the job is queued again.
 # shellcheck source=scripts/env.sh
 source scripts/env.sh
 
@@ -27,11 +28,32 @@ launch() {
         torchrun --standalone --nproc-per-node="$gpus" "${command[@]}"
         return
     fi
-    local nodes=${SLURM_NNODES:-1} names
+    local nodes=${SLURM_NNODES:-1} names status=0 time_is_up=
     names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    # A file reaches the ranks of all nodes; a signal ends at srun, or makes torchrun kill its workers half a minute later.
+    export HUMANOMNI_STOP_FILE=$PWD/logs/stop-$SLURM_JOB_ID
+    rm -f "$HUMANOMNI_STOP_FILE"
+    trap 'time_is_up=yes; touch "$HUMANOMNI_STOP_FILE"' USR1
     # srun does not take the job's CPUs a task over by itself: without this, a node's processes share one core.
     srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 \
         ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
         torchrun --nnodes="$nodes" --nproc-per-node="$gpus" --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
-        --rdzv-endpoint="${names%%$'\n'*}:${RDZV_PORT:-$((20000 + SLURM_JOB_ID % 10000))}" "${command[@]}"
+        --rdzv-endpoint="${names%%$'\n'*}:${RDZV_PORT:-$((20000 + SLURM_JOB_ID % 10000))}" "${command[@]}" &
+    wait_for $! || status=$?
+    rm -f "$HUMANOMNI_STOP_FILE"
+    if [ -n "$time_is_up" ]; then
+        echo "The job's time is up: it is queued again and goes on from its last checkpoint."
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    return "$status"
+}
+
+# wait_for PID: waits for its end, also where a trapped signal comes in between, and gives its status.
+wait_for() {
+    local status
+    while true; do
+        status=0
+        wait "$1" || status=$?
+        kill -0 "$1" 2> /dev/null || return "$status"
+    done
 }

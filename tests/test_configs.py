@@ -1,14 +1,16 @@
 """The configurations of training: every shipped file parses through the real classes, and every fault is named."""
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from real_sizes import real_model
 
+from humanomni.training.dry_run import count_parameters, estimate_memory
 from humanomni.training.grpo import GRPOArguments, run_grpo
-from humanomni.training.run import ConfigurationError, parse_arguments
+from humanomni.training.run import ConfigurationError, parse_arguments, read_config
 from humanomni.training.sft import SFTArguments, run_sft
 
 REPO = Path(__file__).parents[1]
@@ -21,7 +23,7 @@ def name(path: Path) -> str:
 
 
 def content(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text())
+    return read_config(path, SFTArguments if path.stem.startswith("sft") else GRPOArguments)
 
 
 def parse(path: Path, output: Path, *flags: str) -> SFTArguments | GRPOArguments:
@@ -66,13 +68,17 @@ def test_the_sizes_differ_in_nothing_but_what_their_size_asks_for(stage: str):
     small, large = (content(REPO / f"configs/{size}/{stage}.yaml") for size in ("0.5B", "7B"))
     assert {key for key in small | large if small.get(key) != large.get(key)} <= {
         *("model_path", "output_dir", "deepspeed", "max_length"),
-        *("per_device_train_batch_size", "num_generations"),
+        *("per_device_train_batch_size", "num_generations", "records_per_step"),
     }
 
 
-@pytest.mark.parametrize("path", [path for path in REAL if path.stem != "sft"], ids=name)
-def test_grpo_has_the_settings_that_give_the_authors_gradient(path: Path):
+@pytest.mark.parametrize("size", ["0.5B", "7B"])
+def test_the_authors_preset_has_the_settings_that_give_their_gradient(
+    size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Those of trl 0.14, as the authors' release calls it; trl 1.16 has other defaults for most of them."""
+    monkeypatch.chdir(REPO)
+    arguments = parse(REPO / f"configs/{size}/authors.yaml", tmp_path, "--dry_run", "--processes", "8")
     wanted = {
         "loss_type": "grpo",
         "beta": 0.04,
@@ -86,14 +92,80 @@ def test_grpo_has_the_settings_that_give_the_authors_gradient(path: Path):
         "learning_rate": 1e-6,
         "lr_scheduler_type": "linear",
         "gradient_accumulation_steps": 2,
-        "num_generations": {"0.5B": 8, "7B": 4}[path.parent.name],
-        "per_device_train_batch_size": {"0.5B": 16, "7B": 4}[path.parent.name],
+        "num_generations": {"0.5B": 8, "7B": 4}[size],
+        "per_device_train_batch_size": {"0.5B": 16, "7B": 4}[size],
+        "trainable_parts": ["projector", "audio_projector", "gate", "bert", "language_model"],
     }
-    assert {key: content(path).get(key) for key in wanted} == wanted
+    assert {key: getattr(arguments, key) for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("size", ["0.5B", "7B"])
+def test_the_recommended_preset_differs_from_the_authors_where_it_gives_a_reason(size: str):
+    theirs, ours = (content(REPO / f"configs/{size}/{name}.yaml") for name in ("authors", "grpo1"))
+    differing = {key for key in theirs | ours if theirs.get(key) != ours.get(key)} - {"output_dir"}
+    assert differing <= {"trainable_parts", "top_k", "deepspeed"}
+    lines = (REPO / f"configs/{size}/grpo1.yaml").read_text().splitlines()
+    for key in differing:
+        (place,) = [number for number, line in enumerate(lines) if line.startswith(f"{key}:")]
+        assert "# " in lines[place] or lines[place - 1].startswith("# ")
+
+
+@pytest.mark.parametrize("path", [path for path in REAL if path.stem in ("sft", "grpo1")], ids=name)
+@pytest.mark.parametrize(("place", "processes"), list(enumerate([1, 2, 8, 16])))
+def test_the_memory_in_a_file_is_what_the_dry_run_says_and_the_step_is_the_same(
+    path: Path, place: int, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(REPO)
+    model = real_model(path.parent.name)  # before DeepSpeed's configuration is there, which would spread it
+    arguments = parse(path, tmp_path, "--dry_run", "--processes", str(processes))
+    assert arguments.records_an_optimizer_step == content(path)["records_per_step"]
+    model.set_trainable(arguments.trainable_parts)
+    trained, frozen = (sum(column) for column in zip(*count_parameters(model).values(), strict=True))
+    stage = int(re.search(r"zero(\d)", content(path)["deepspeed"])[1])
+    reference = trained + frozen if path.stem == "grpo1" else 0
+    memory = estimate_memory(trained, frozen, processes, stage, True, reference).total / 2**30
+    said = re.search(r"before activations: ([\d.]+), ([\d.]+), ([\d.]+) and ([\d.]+) GiB", path.read_text())
+    assert said[place + 1] == f"{memory:.1f}"
+
+
+def test_a_step_that_does_not_divide_among_the_processes_is_refused(tmp_path: Path):
+    flags = ["--records_per_step", "10", "--dry_run", "--processes", "3", "--deepspeed", ""]
+    with pytest.raises(ConfigurationError, match="records_per_step 10 makes 10 rows.*on 3 processes"):
+        parse(REPO / "configs/0.5B/sft.yaml", tmp_path, *flags)
 
 
 @pytest.mark.parametrize(
-    ("path", "stage"), [(path, {"0.5B": 2, "7B": 3}[path.parent.name]) for path in REAL], ids=lambda value: str(value)
+    ("flag", "value", "known"),
+    [
+        ("loss_type", "grop", "grpo, dr_grpo, dapo"),
+        ("scale_rewards", "groups", "group, batch, none"),
+        ("importance_sampling_level", "tokens", "token, sequence"),
+        ("multi_objective_aggregation", "sum", "sum_then_normalize"),
+    ],
+)
+def test_a_misspelt_name_of_trls_is_told_before_anything_loads(flag: str, value: str, known: str, tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=f"{flag}: {value} is unknown; known are {known}"):
+        parse(REPO / "configs/toy/grpo1.yaml", tmp_path, f"--{flag}", value)
+
+
+def test_a_weight_for_each_reward(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="reward_weights: 1 numbers for 2 rewards"):
+        parse(REPO / "configs/toy/grpo1.yaml", tmp_path, "--reward_weights", "1.0")
+
+
+def test_a_file_extends_another_and_a_circle_is_told(tmp_path: Path):
+    (tmp_path / "base.yaml").write_text("seed: 3\nbeta: 0.5\n")
+    (tmp_path / "more.yaml").write_text("extends: base.yaml\nbeta: 0.1\n")
+    assert content(tmp_path / "more.yaml") == {"seed": 3, "beta": 0.1}
+    (tmp_path / "base.yaml").write_text("extends: more.yaml\n")
+    with pytest.raises(ConfigurationError, match="circle"):
+        content(tmp_path / "more.yaml")
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [(path, 3 if path.stem == "authors" else {"0.5B": 2, "7B": 3}[path.parent.name]) for path in REAL],
+    ids=lambda value: str(value),
 )
 def test_deepspeed_takes_its_files(path: Path, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+import threading
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,20 @@ from typing import Any
 import pytest
 import torch
 from server_process import server_process
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
 
 from fgce.client import FgceClient
+from fgce.schema import JudgeInfo, RubricInfo, ScoreResponse
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.training.clips import ClipLoader
 from humanomni.training.data_mixing import parse_sources, read_mixture
-from humanomni.training.grpo import GRPOArguments, JudgeUnavailableError, load_prompts, run_grpo
-from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer, JudgeWatch
+from humanomni.training.grpo import GRPOArguments, load_prompts, run_grpo
+from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer
+from humanomni.training.judge_watch import JudgeUnavailableError, JudgeWatch
 from humanomni.training.rewards import make_rewards
+from humanomni.training.run import ConfigurationError
 
 CUES = "The mouth corners are raised in a smile. The pitch is high. Overall, the person is {label}."
 
@@ -184,6 +190,88 @@ def test_too_many_missing_judgements_stop_the_run_with_a_checkpoint(
     assert not (tmp_path / "model.safetensors").exists(), "an unfinished stage must not look finished"
 
 
+def coherence_run(output: Path, model: Path, world: Path, url: str, **more: Any) -> GRPOArguments:
+    settings = {"rewards": ["accuracy", "fgce_weighted"], "fgce_url": url, "save_strategy": "steps", "save_steps": 1}
+    return arguments(output, model, world, **(settings | {"sample_steps": 1, "canary_steps": 1} | more))
+
+
+def test_a_run_keeps_its_judge_in_mind_and_its_completions_for_people(
+    tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log, the sample of completions, and a resumed run that meets another rubric."""
+    monkeypatch.setattr("humanomni.training.grpo.HumanOmniGRPOTrainer", RightAnswers)
+    world = (tmp_path / "run", tiny_model_dir, toy_world_dir)
+    with server_process("--set", "judge.backend=lexicon") as (url, _):
+        run_grpo(coherence_run(*world, url, max_steps=1, report_to="tensorboard"))
+    state = json.loads((tmp_path / "run/checkpoint-1/trainer_state.json").read_text())
+    assert len(state["stateful_callbacks"]["JudgeWatch"]["attributes"]["identity"]["rubric"]["sha256"]) == 64
+    (log,) = [entry for entry in state["log_history"] if "reward" in entry]
+    assert (log["judge/servers_ready"], log["judge/canaries_drifted"]) == (1, 0)
+    assert {"rewards/accuracy/mean", "rewards/fgce_weighted/mean", "fgce_weighted/trimodal_share"} <= set(log)
+    assert log["rewards/seconds"] > 0
+    assert log["fgce_weighted/seconds"] > log["fgce_weighted/seconds_waited"]
+
+    samples = [json.loads(line) for line in (tmp_path / "run/completions.jsonl").read_text().splitlines()]
+    assert len(samples) == 8
+    right = next(sample for sample in samples if sample["rewards"]["accuracy"] == 1)
+    assert right["sentences"][0]["text"] == "The mouth corners are raised in a smile."
+    assert right["sentences"][0]["score"] in range(1, 6)
+    events = EventAccumulator(str(next((tmp_path / "run").rglob("events.out.*")).parent)).Reload()
+    (text,) = events.Tensors("completions/text_summary")
+    assert b"The mouth corners" in text.tensor_proto.string_val[0]
+
+    rubric = (repo / "fgce/rubric.yaml").read_text()
+    (tmp_path / "other.yaml").write_text(re.sub(r"version: .*", 'version: "other"', rubric, count=1))
+    with server_process("--set", "judge.backend=lexicon", "--set", f"rubric={tmp_path / 'other.yaml'}") as (url, _):
+        with pytest.raises(ConfigurationError, match="was trained with .* --allow_another_judge"):
+            run_grpo(coherence_run(*world, url, max_steps=2))
+        run_grpo(coherence_run(*world, url, max_steps=2, allow_another_judge=True))
+    assert (tmp_path / "run/model.safetensors").is_file()
+
+
+class JudgeFirst(RightAnswers):
+    """Does not let the reference score before the judge has been asked."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.asked = threading.Event()
+        self.in_time: list[bool] = []
+        super().__init__(*args, **kwargs)
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if model is self.ref_model:
+            self.in_time.append(self.asked.wait(timeout=10))
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
+
+def test_the_judge_reads_while_the_reference_scores(tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path) -> None:
+    args = coherence_run(tmp_path, tiny_model_dir, toy_world_dir, "http://127.0.0.1:9", max_steps=1, save_strategy="no")
+    trainer = make_trainer(JudgeFirst, args)
+    (reward,) = trainer._coherence_rewards
+    score = reward.client.score_sync
+    reward.client.score_sync = lambda items: (trainer.asked.set(), score(items))[1]
+    trainer.train()
+    assert trainer.in_time == [True]
+
+
+def test_a_judge_that_changes_amid_a_run_stops_it() -> None:
+    watch = JudgeWatch(20, 0.5)
+    first, other = (
+        ScoreResponse(
+            rubric=RubricInfo(version="1", sha256=sha),
+            judge=JudgeInfo(backend="b", model="m", revision="1"),
+            results=[],
+        )
+        for sha in ("aa", "bb")
+    )
+    silent = ScoreResponse(rubric=None, judge=None, results=[])
+    for response in (first, silent, first):
+        watch.see(response)
+        assert watch.message is None
+    watch.see(other)
+    assert "'aa'" in watch.message
+    assert "'bb'" in watch.message
+
+
 def test_a_clip_that_cannot_be_read_moves_nothing(tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path) -> None:
     world = tmp_path / "world"
     world.mkdir()
@@ -209,8 +297,15 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(
     tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path, capsys: pytest.CaptureFixture
 ) -> None:
     output = tmp_path / "run"
-    run_grpo(arguments(output, tiny_model_dir, toy_world_dir, dry_run=True))
+    with server_process("--set", "judge.backend=lexicon") as (url, _):
+        urls = f"{url},http://127.0.0.1:9"
+        run_grpo(
+            arguments(output, tiny_model_dir, toy_world_dir, dry_run=True, rewards=["fgce_weighted"], fgce_url=urls)
+        )
     said = capsys.readouterr().err
     assert "optimizer steps    2" in said
+    assert "GiB a GPU (weights" in said
+    assert f"FG-CE at {url}   ready, canaries as at first" in said
+    assert "FG-CE at http://127.0.0.1:9   does not answer /readyz" in said
     assert "vision_tower           0.00 M trained" in said
     assert not output.exists()

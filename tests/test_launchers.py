@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -123,6 +124,71 @@ def test_two_nodes_meet_through_the_real_torchrun(repo: Path, tmp_path: Path, co
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):
         assert (tmp_path / f"rank{rank}").read_text() == "3 ['--config', 'configs/toy/sft.yaml', '--seed', '3']"
+
+
+def in_slurm(commands: Commands, **more: str) -> dict[str, str]:
+    """The environment of a job on one node, whose scontrol and scancel write down what they are asked."""
+    commands.add("srun", '#!/usr/bin/env bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
+    commands.add_recorded("scontrol", "print('node7')")
+    commands.add_recorded("scancel")
+    own = {"SLURM_JOB_ID": "77", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "node7", "SLURM_GPUS_ON_NODE": "1"}
+    return commands.variables(**own, **more)
+
+
+def test_before_its_time_is_up_a_job_stops_with_a_checkpoint_and_is_queued_again(repo: Path, commands: Commands):
+    """The training here ends as a real one does: when the file is there, with a status that is not success."""
+    wait = "import time; file = os.environ['HUMANOMNI_STOP_FILE']; print('training', flush=True)\n"
+    wait += "while not os.path.exists(file): time.sleep(0.05)\n"
+    commands.add_recorded("torchrun", wait + "sys.exit(75)")
+    job = subprocess.Popen(
+        ["bash", SFT], cwd=repo, env=in_slurm(commands), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert job.stdout is not None
+    while "training" not in job.stdout.readline():
+        assert job.poll() is None
+    job.send_signal(signal.SIGUSR1)  # to the batch shell alone, as #SBATCH --signal=B:USR1 does
+    said, errors = job.communicate(timeout=20)
+    assert "queued again" in said, errors
+    assert [call.arguments for call in commands.calls("scontrol")][-1] == ["requeue", "77"]
+    assert not list((repo / "logs").glob("stop-*")), "a requeued job must not stop at once"
+
+
+def test_a_job_that_ends_by_itself_is_not_queued_again(repo: Path, commands: Commands):
+    commands.add_recorded("torchrun", "sys.exit(7)")
+    done = launch(repo, SFT, **in_slurm(commands))
+    assert done.returncode == 7
+    assert [call.arguments[0] for call in commands.calls("scontrol")] == ["show"]
+
+
+@pytest.mark.parametrize("launcher", [SFT, GRPO])
+def test_slurm_warns_the_batch_shell_in_time(repo: Path, launcher: str):
+    headers = (repo / launcher).read_text().splitlines()
+    assert {"#SBATCH --signal=B:USR1@600", "#SBATCH --requeue", "#SBATCH --open-mode=append"} <= set(headers)
+
+
+def test_grpo_starts_its_judge_waits_for_it_and_ends_it(repo: Path, tmp_path: Path, commands: Commands):
+    ready = "folder = os.environ['FGCE_RUN']; os.makedirs(folder, exist_ok=True)\n"
+    ready += (
+        "open(folder + '/token', 'w').write('secret'); open(folder + '/endpoints', 'w').write('http://10.0.0.3:8000')\n"
+    )
+    commands.add_recorded("sbatch", ready + "print('4711;cluster')")
+    variables = in_slurm(commands, FGCE_RUN=str(tmp_path / "fgce"), FGCE_START="1", FGCE_NODES="2")
+    done = launch(repo, GRPO, "configs/0.5B/grpo2.yaml", **variables)
+    assert done.returncode == 0, done.stderr
+    (submitted,) = commands.calls("sbatch")
+    assert {"--parsable", "--nodes=2", "srun_fgce.sh"} <= set(submitted.arguments)
+    assert commands.calls("torchrun")[0].environment["FGCE_URL"] == "http://10.0.0.3:8000"
+    assert commands.calls("scancel")[-1].arguments == ["4711"]
+
+
+def test_a_judge_that_does_not_come_ends_the_job_and_is_ended(repo: Path, tmp_path: Path, commands: Commands):
+    commands.add_recorded("sbatch", "print('4711')")
+    variables = in_slurm(commands, FGCE_RUN=str(tmp_path / "fgce"), FGCE_START="1", FGCE_WAIT="1")
+    done = launch(repo, GRPO, **variables)
+    assert done.returncode != 0
+    assert "within 1 seconds" in done.stderr
+    assert not commands.calls("torchrun")
+    assert commands.calls("scancel")[-1].arguments == ["4711"]
 
 
 @pytest.mark.parametrize("first", ["configs/no.yaml", "--seed"])

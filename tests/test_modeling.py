@@ -11,7 +11,7 @@ from humanomni.media import Clip
 from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import EMOTION_QUESTION, user_content
-from humanomni.training.run import count_parameters
+from humanomni.training.dry_run import count_parameters
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import torch
 from server_process import server_process
 
 from fgce.client import FgceClient
-from humanomni.training.grpo_trainer import JudgeWatch, comparable_rewards
+from humanomni.training.grpo_trainer import comparable_rewards
+from humanomni.training.judge_watch import JudgeWatch
 from humanomni.training.rewards import CoherenceReward, accuracy, format, make_rewards
 
 COHERENT = (

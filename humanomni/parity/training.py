@@ -15,7 +15,8 @@ from humanomni.parity.golden import GoldenSet
 from humanomni.prompts import EMOTION_QUESTION
 from humanomni.training.clips import ClipLoader
 from humanomni.training.data_mixing import DataSource, read_mixture
-from humanomni.training.sft import SFT_PARTS, SFTArguments, SFTCollator, SFTDataset
+from humanomni.training.run import DEFAULT_PARTS
+from humanomni.training.sft import SFTArguments, SFTCollator, SFTDataset
 from humanomni.weight_files import read_json
 
 LOSS, GRADIENT, LOGITS, LOG_PROBS, ADVANTAGES = 1e-4, 1e-3, 2e-3, 2e-3, 1e-5
@@ -46,9 +47,9 @@ def check_sft(golden: GoldenSet) -> None:
     for name, wanted in numbers["batches"].items():
         with table.section(name):
             batch = collate([samples[index] for index in wanted["sample_indices"]])
-            del batch["problems"]
+            del batch["problems"], batch["ids"]
             model = golden.fresh_model()
-            model.set_trainable(SFT_PARTS)
+            model.set_trainable(DEFAULT_PARTS)
             output = model.eval()(**batch)
             table.close("loss", output.loss.item(), wanted["loss"], LOSS, relative=True)
             golden_logits = arrays.get(f"{name}.logits_last16")

@@ -5,15 +5,17 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from humanomni.media import MediaError
-from humanomni.processing import HumanOmniProcessor, stack_rows
+from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import MODALITIES
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,10 @@ class ClipLoader:
         )
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
+
+    def of(self, modality: str) -> "ClipLoader":
+        """A loader of another modality, through the same cache."""
+        return self if modality == self.modality else ClipLoader(self.processor, modality, self.cache)
 
     def load(self, path: Path, start: float | None = None, end: float | None = None) -> TrainingClip:
         """The clip, or its part between two seconds; a text prompt has none, and its file is not touched.
@@ -103,9 +109,33 @@ class ClipLoader:
         Path(temporary).replace(entry)
 
 
-def batch_media(clips: list[TrainingClip | None], processor: HumanOmniProcessor) -> dict[str, Tensor]:
-    """pixel_values and input_features of a batch; a missing clip is zeros, for a row that carries no loss."""
-    pixels = stack_rows([clip.pixels if clip else None for clip in clips])
-    mels = stack_rows([clip.mel if clip else None for clip in clips])
-    named = {"pixel_values": None if pixels is None else processor.normalise(pixels), "input_features": mels}
-    return {name: value for name, value in named.items() if value is not None}
+def batch_media(
+    clips: Sequence[TrainingClip | None], modalities: Sequence[str], processor: HumanOmniProcessor
+) -> dict[str, Tensor]:
+    """The media of a batch that any of its rows asks for; zeros where a row does not, or its clip is missing.
+
+    Returns:
+        pixel_values [B, T, 3, S, S] and input_features [B, M, F].
+    """
+    kinds = {kind for modality in modalities for kind in MODALITIES[modality]}
+    zeros, media = absent_media(processor, rows=1), {}
+    if kinds & {"video", "image"}:
+        frames = [clip.pixels if clip else None for clip in clips]
+        blank = zeros["pixel_values"][0]
+        media["pixel_values"] = torch.stack([blank if one is None else processor.normalise(one) for one in frames])
+    if "audio" in kinds:
+        mels, silent = [clip.mel if clip else None for clip in clips], zeros["input_features"][0]
+        media["input_features"] = torch.stack([silent if one is None else one for one in mels])
+    return media
+
+
+def absent_media(processor: HumanOmniProcessor, rows: int = 0) -> dict[str, Tensor]:
+    """Media of so many rows of zeros; without rows they ask the model to run their parts all the same.
+
+    In training on many processes, every one of them then has the same gradients to reduce, whatever its batch.
+    """
+    frame, extractor = processor.image_processor.size, processor.feature_extractor
+    return {
+        "pixel_values": torch.zeros(rows, processor.num_frames, 3, frame["height"], frame["width"]),
+        "input_features": torch.zeros(rows, extractor.feature_size, extractor.nb_max_frames),
+    }

@@ -1,58 +1,58 @@
 """GRPO of CA-EMER on TRL: phase 1 and 3 with format and accuracy, phase 2 with coherence."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import datasets
-import torch
 from trl import GRPOConfig
 
-from fgce.canary import CANARIES
 from fgce.client import FgceClient
-from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
-from humanomni.prompts import MODALITIES, Turn
+from humanomni.prompts import Turn
 from humanomni.records import Record
+from humanomni.training.checkpoints import STOPPED, StopOnRequest, last_checkpoint
 from humanomni.training.clips import ClipLoader
+from humanomni.training.completion_log import CompletionLog
 from humanomni.training.data_mixing import parse_sources, read_mixture
-from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer, JudgeWatch
+from humanomni.training.dry_run import describe_run, load_model
+from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer
+from humanomni.training.judge_watch import (
+    JudgeUnavailableError,
+    JudgeWatch,
+    ask_identity,
+    probe_servers,
+    require_same_judge,
+)
 from humanomni.training.rewards import REWARDS, CoherenceReward, make_rewards
 from humanomni.training.run import (
     ConfigurationError,
-    describe_run,
-    last_checkpoint,
+    StageArguments,
+    output_folder,
     require_known,
     require_path,
     save_manifest,
     set_up_logging,
 )
-from humanomni.training.sft import SFT_PARTS
 
 logger = logging.getLogger(__name__)
 
 
-class JudgeUnavailableError(RuntimeError):
-    """The judge left too many explanations without a score; the run stopped with a checkpoint."""
+# TRL looks at these names when the first batch is scored, or not at all.
+_NAMES = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "scale_rewards": ("group", "batch", "none"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
 
 
 @dataclass
-class GRPOArguments(GRPOConfig):
+class GRPOArguments(StageArguments, GRPOConfig):  # type: ignore[misc] # TRL declares its own type of a field
     """Keys of ``configs/*/grpo*.yaml``, besides those of TRL's GRPOConfig."""
 
-    model_path: str = field(default="", metadata={"help": "native HumanOmni folder: the policy and its reference"})
-    train_data: list[str] | str = field(
-        default="", metadata={"help": "JSONL of records whose gpt turn is the label; PATH@random:20%% for a part"}
-    )
-    data_root: str | None = field(default=None, metadata={"help": "folder of relative clip paths; the JSONL's"})
-    clip_cache: str | None = field(default=None, metadata={"help": "folder for decoded clips; none: decode every time"})
-    modality: str = field(default="video_audio", metadata={"help": "media in the prompt"})
-    # The authors train BERT too in this stage, though not in SFT.
-    trainable_parts: list[str] = field(
-        default_factory=lambda: list(SFT_PARTS), metadata={"help": f"parts to train, of {', '.join(PARTS)}"}
-    )
     rewards: list[str] = field(
         default_factory=lambda: ["format", "accuracy"], metadata={"help": f"of {', '.join(REWARDS)}"}
     )
@@ -60,14 +60,25 @@ class GRPOArguments(GRPOConfig):
     fgce_deadline: float = field(default=120.0, metadata={"help": "seconds for the judgements of a step"})
     judge_window: int = field(default=20, metadata={"help": "steps over which missing judgements are counted"})
     judge_max_missing: float = field(default=0.5, metadata={"help": "share of them at which the run stops"})
-    dry_run: bool = field(default=False, metadata={"help": "say what would happen and stop"})
+    canary_steps: int = field(default=50, metadata={"help": "every how many steps the judge's canaries are looked at"})
+    allow_another_judge: bool = field(default=False, metadata={"help": "go on though rubric or judge has changed"})
+    sample_steps: int = field(default=10, metadata={"help": "every how many steps completions are logged; 0: never"})
+    sample_rows: int = field(default=8, metadata={"help": "how many of them"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_known("modality", [self.modality], MODALITIES)
-        require_known("trainable_parts", self.trainable_parts, PARTS)
         require_known("rewards", [name.lower() for name in self.rewards], REWARDS)
-        self.remove_unused_columns = False
+        for key, known in _NAMES.items():
+            require_known(key, [getattr(self, key)], known)
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
+            raise ConfigurationError(
+                f"reward_weights: {len(self.reward_weights)} numbers for {len(self.rewards)} rewards; give one each"
+            )
+
+    @property
+    def rows_a_record(self) -> int:
+        """Completions of a prompt."""
+        return self.num_generations or 1
 
 
 def load_prompts(records: Sequence[Record], modality: str) -> datasets.Dataset:
@@ -100,21 +111,26 @@ def run_grpo(args: GRPOArguments) -> None:
     # A sampled placeholder would ask the next forward for media that is not there.
     suppressed = {"suppress_tokens": processor.placeholder_ids}
     args.generation_kwargs = suppressed | (args.generation_kwargs or {})  # type: ignore[operator] # TRL made it a dict
-    # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
-    model = HumanOmniForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32)
-    model.set_trainable(args.trainable_parts)
+    model = load_model(model_path, args)
     prompts = load_prompts(read_mixture(sources, data_root, args.seed), args.modality)
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    per_step //= args.num_generations
-    logger.info("GRPO with %s\n%s", ", ".join(args.rewards), describe_run(args, model, len(prompts), per_step))
-    if args.dry_run:
-        return
-
     client = FgceClient(args.fgce_url, deadline=args.fgce_deadline)
     rewards = make_rewards(args.rewards, client)
+    judged = any(isinstance(reward, CoherenceReward) for reward in rewards)
+    described = describe_run(args, model, len(prompts), reference=args.beta != 0)
+    logger.info("GRPO with %s\n%s", ", ".join(args.rewards), described)
+    if args.dry_run:
+        for url, health in probe_servers(args.fgce_url).items() if judged else ():
+            logger.info("FG-CE at %s   %s", url, health.text)
+        return
+
+    identity = ask_identity(client) if judged else None
+    checkpoint = last_checkpoint(output_folder(args))
+    if checkpoint is not None:
+        require_same_judge(checkpoint, identity, args.allow_another_judge)
     if args.process_index == 0:
-        judge = ask_rubric(client) if any(isinstance(reward, CoherenceReward) for reward in rewards) else None
-        save_manifest(args, stage="grpo", records=len(prompts), rewards=args.rewards, judge=judge)
+        save_manifest(args, stage="grpo", records=len(prompts), rewards=args.rewards, judge=identity)
+    stop = StopOnRequest()
+    watch = JudgeWatch(args.judge_window, args.judge_max_missing, identity, args.fgce_url, args.canary_steps)
     trainer = HumanOmniGRPOTrainer(
         model=model,
         args=args,
@@ -122,19 +138,14 @@ def run_grpo(args: GRPOArguments) -> None:
         train_dataset=prompts,
         processing_class=processor,
         clips=ClipLoader(processor, args.modality, Path(args.clip_cache) if args.clip_cache else None),
-        judge_watch=JudgeWatch(args.judge_window, args.judge_max_missing),
+        judge_watch=watch,
+        completion_log=CompletionLog(output_folder(args) / "completions.jsonl", args.sample_steps, args.sample_rows),
+        callbacks=[stop],
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(args))
-    if trainer.judge_watch.message:
-        raise JudgeUnavailableError(trainer.judge_watch.message)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if watch.message:
+        raise JudgeUnavailableError(watch.message)
+    if stop.stopped:
+        sys.exit(STOPPED)
     trainer.save_model()
     trainer.save_state()
-
-
-def ask_rubric(client: FgceClient) -> dict[str, Any] | None:
-    """Rubric and judge behind the rewards, for the run's manifest; None (and a warning) when no server answers."""
-    response = client.score_sync(CANARIES[:1])
-    if response.rubric is None or response.judge is None:
-        logger.warning("no FG-CE server answers; its judgements will be missing until one does")
-        return None
-    return {"rubric": response.rubric.model_dump(), "judge": response.judge.model_dump()}

@@ -7,7 +7,7 @@ are overridden belong to trl 1.16; the model raises when placeholders come witho
 
 import functools
 import logging
-from collections import deque
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,36 +23,16 @@ from humanomni.media import MediaError
 from humanomni.modeling import HumanOmniModel
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import Turn
+from humanomni.training.checkpoints import WholeCheckpoints
 from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
-from humanomni.training.rewards import CoherenceReward
+from humanomni.training.completion_log import CompletionLog, sample_of
+from humanomni.training.judge_watch import JudgeWatch
+from humanomni.training.rewards import CoherenceReward, text_of
+from humanomni.training.run import require_finite
 
 logger = logging.getLogger(__name__)
 
 _DECODING_THREADS = 8
-
-
-class JudgeWatch:
-    """Counts missing judgements over the last steps and says when they are too many (a circuit breaker)."""
-
-    def __init__(self, window: int, max_missing: float) -> None:
-        self.max_missing = max_missing
-        self._steps: deque[tuple[int, int]] = deque(maxlen=window)
-
-    def add(self, asked: int, missing: int) -> None:
-        """One step's judgements, over all processes."""
-        self._steps.append((asked, missing))
-
-    @property
-    def message(self) -> str | None:
-        """Why the run should stop, once the window is full and the share of missing judgements too high."""
-        asked, missing = (sum(column) for column in zip(*self._steps, strict=True)) if self._steps else (0, 0)
-        if len(self._steps) < (self._steps.maxlen or 0) or missing <= self.max_missing * asked:
-            return None
-        return (
-            f"the FG-CE judge left {missing} of {asked} explanations without a score over the last {len(self._steps)} "
-            f"steps (judge_max_missing {self.max_missing:g}); see that its server answers /readyz, then start this "
-            "run again: it goes on from its checkpoint"
-        )
 
 
 class EpochSampler(RepeatSampler):
@@ -63,7 +43,7 @@ class EpochSampler(RepeatSampler):
         self.generator.manual_seed((self.seed or 0) + epoch)
 
 
-class HumanOmniGRPOTrainer(GRPOTrainer):
+class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     """GRPO on clips.
 
     Two rules differ from TRL's. A reward that is missing for one completion is left out for its whole group:
@@ -73,6 +53,7 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
     Args:
         clips: decodes the conversations' clips.
         judge_watch: told of every step's missing judgements; the run stops with a checkpoint when it says so.
+        completion_log: gets a sample of completions every few steps; None for none.
     """
 
     args: GRPOConfig
@@ -82,15 +63,29 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
     num_generations_eval: int
     reward_funcs: list[Any]
 
-    def __init__(self, *args: Any, clips: ClipLoader, judge_watch: JudgeWatch, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        clips: ClipLoader,
+        judge_watch: JudgeWatch,
+        completion_log: CompletionLog | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.clips = clips
         self.judge_watch = judge_watch
+        self.completion_log = completion_log
+        self._records: list[dict[str, Any]] = []
         # Media of the last generation, one row a clip, by mode: an evaluation between two steps of one buffer must not
         # replace the training clips.
         self._media: dict[str, dict[str, Tensor]] = {}
         self._clip_index = torch.empty(0, dtype=torch.long)
         self._unreadable = torch.empty(0, dtype=torch.bool)
         super().__init__(*args, **kwargs)
+        self.add_callback(judge_watch)  # whose state each checkpoint keeps
+
+    @property
+    def _coherence_rewards(self) -> list[CoherenceReward]:
+        return [reward for reward in self.reward_funcs if isinstance(reward, CoherenceReward)]
 
     @property
     def _mode(self) -> str:
@@ -138,11 +133,10 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
 
     def _encode(self, clips: Sequence[TrainingClip | None], turns: Sequence[Turn]) -> dict[str, Tensor]:
         """The model's media inputs, one row a clip; the outputs of frozen towers in place of their inputs."""
-        media = batch_media(list(clips), self.processing_class)
+        modalities = [turn.modality for turn in turns]
+        media = batch_media(clips, modalities, self.processing_class)
         if "pixel_values" in media:
-            media |= self.processing_class.gate_inputs(
-                [turn.question for turn in turns], [turn.modality for turn in turns]
-            )
+            media |= self.processing_class.gate_inputs([turn.question for turn in turns], modalities)
         media = {name: value.to(self.accelerator.device) for name, value in media.items()}
         core: HumanOmniModel = self.accelerator.unwrap_model(self.model).model
         with torch.no_grad(), self.accelerator.autocast():
@@ -153,13 +147,24 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         return media
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._records = inputs
         output = super()._generate_and_score_completions(inputs)
         output["clip_index"] = self._clip_index
+        output["record_ids"] = [row["id"] for row in inputs]
         return output
+
+    def _generate(self, prompts: list) -> Any:
+        """TRL's rollouts; the judge then reads them while the reference model scores them."""
+        generated = super()._generate(prompts)
+        for reward in self._coherence_rewards:
+            reward.begin(generated[3], [row["solution"] for row in self._records])
+        return generated
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._clip_index = inputs["clip_index"]
-        return super()._compute_loss(model, inputs)
+        loss = super()._compute_loss(model, inputs)
+        require_finite(loss, self.state.global_step, inputs["record_ids"])
+        return loss
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -191,24 +196,46 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """Rewards [rows of all processes, functions], NaN where missing, by the two rules of this class."""
+        started = time.perf_counter()
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._metrics[self._mode]["rewards/seconds"].append(time.perf_counter() - started)
         rewards[gather(self._unreadable)] = torch.nan
         if self._mode == "train":
             self._watch_judge()
+            self._log_sample(completions, rewards)
         group_size = self.num_generations if self._mode == "train" else self.num_generations_eval
         return comparable_rewards(rewards, gather(self._unreadable), group_size)
 
     def _watch_judge(self) -> None:
-        judged = [one for one in self.reward_funcs if isinstance(one, CoherenceReward)]
+        judged = self._coherence_rewards
         if not judged:
             return
         counts = torch.tensor([[reward.asked, reward.missing] for reward in judged], device=self.accelerator.device)
         asked, missing = gather(counts.sum(dim=0, keepdim=True)).sum(dim=0).tolist()
         self.judge_watch.add(asked, missing)
+        for reward in judged:
+            self.judge_watch.see(reward.response)
+        self.judge_watch.share(self.accelerator.device)
+        if self.accelerator.is_main_process:
+            for name, value in self.judge_watch.canaries(self.state.global_step).items():
+                self._metrics["train"][name].append(value)
         if self.judge_watch.message:
             logger.error("%s", self.judge_watch.message)
             self.control.should_save = True
             self.control.should_training_stop = True
+
+    def _log_sample(self, completions: list[Any], rewards: Tensor) -> None:
+        """Rows of the first process, which stand first among the gathered rewards."""
+        log, step = self.completion_log, self.state.global_step
+        if log is None or not log.due(step) or not self.accelerator.is_main_process:
+            return
+        judged = self._coherence_rewards[0].results if self._coherence_rewards else {}
+        samples = []
+        for row in range(min(log.rows, len(completions))):
+            values = [None if value != value else value for value in rewards[row].tolist()]
+            named = dict(zip(self.reward_func_names, values, strict=True))
+            samples.append(sample_of(step, self._records[row], text_of(completions[row]), named, judged.get(row)))
+        log.write(samples, step, self.callback_handler.callbacks)
 
 
 def comparable_rewards(rewards: Tensor, unreadable: Tensor, group_size: int) -> Tensor:

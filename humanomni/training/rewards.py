@@ -4,14 +4,16 @@ A reward function gets completions and the records' columns and returns one numb
 no telling: a clip that could not be read, a judge that did not answer.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fgce.client import FgceClient
 from fgce.monitors import monitor
-from fgce.schema import ExplanationScore, ScoreItem
+from fgce.schema import ExplanationScore, ScoreItem, ScoreResponse
 from humanomni.completion import Completion, is_correct, parse_completion
 from humanomni.labels import normalise_label
 
@@ -47,6 +49,8 @@ class CoherenceReward:
 
     Attributes:
         asked, missing: explanations sent to the judge in the last call, and those of them without a score.
+        response: the judge's last answer.
+        results: what it said of each row that was sent.
     """
 
     def __init__(self, client: FgceClient, weighted: bool) -> None:
@@ -54,6 +58,15 @@ class CoherenceReward:
         self.weighted = weighted
         self.__name__ = "fgce_weighted" if weighted else "fgce_unweighted"
         self.asked = self.missing = 0
+        self.response = ScoreResponse(rubric=None, judge=None, results=[])
+        self.results: dict[int, ExplanationScore] = {}
+        self._background = ThreadPoolExecutor(1, thread_name_prefix=self.__name__)
+        self._begun: tuple[list[str], Future[_Judged]] | None = None
+
+    def begin(self, completions: Sequence[Sequence[Message]], solution: Sequence[str]) -> None:
+        """Asks the judge in the background; a call for these completions then waits for that answer."""
+        texts = [text_of(completion) for completion in completions]
+        self._begun = (texts, self._background.submit(self._judge, texts, list(solution)))
 
     async def __call__(
         self,
@@ -63,30 +76,50 @@ class CoherenceReward:
         **_: Any,
     ) -> list[float | None]:
         texts = [text_of(completion) for completion in completions]
+        if self._begun is None or self._begun[0] != texts:
+            self.begin(completions, solution)
+        assert self._begun is not None
+        started = time.perf_counter()
+        judged = await asyncio.wrap_future(self._begun[1])
+        self._begun = None
+        self.response, self.results = judged.response, dict(zip(judged.rows, judged.response.results, strict=True))
+        self.asked = len(judged.rows)
+        self.missing = sum(result.status == "missing" for result in judged.response.results)
+        if log_metric is not None:
+            log_metric(f"{self.__name__}/seconds", judged.seconds)
+            log_metric(f"{self.__name__}/seconds_waited", time.perf_counter() - started)
+            log_metric(f"{self.__name__}/missing", self.missing)
+            for name, value in asdict(monitor(judged.response.results)).items():
+                log_metric(f"{self.__name__}/{name}", value)
+        rewards: list[float | None] = [0.0] * len(texts)
+        for row, result in self.results.items():
+            rewards[row] = self._value(result)
+        return rewards
+
+    def _judge(self, texts: list[str], solution: list[str]) -> "_Judged":
         parsed = [parse_completion(text) for text in texts]
-        judged = [
+        rows = [
             row
             for row, (text, truth) in enumerate(zip(texts, solution, strict=True))
             if (is_correct(text, truth) if self.weighted else parsed[row].holds_pattern)
         ]
         started = time.perf_counter()
-        response = await self.client.score([_item(row, parsed[row]) for row in judged])
-        self.asked = len(judged)
-        self.missing = sum(result.status == "missing" for result in response.results)
-        if log_metric is not None:
-            log_metric(f"{self.__name__}/seconds", time.perf_counter() - started)
-            log_metric(f"{self.__name__}/missing", self.missing)
-            for name, value in asdict(monitor(response.results)).items():
-                log_metric(f"{self.__name__}/{name}", value)
-        rewards: list[float | None] = [0.0] * len(texts)
-        for row, result in zip(judged, response.results, strict=True):
-            rewards[row] = self._value(result)
-        return rewards
+        response = self.client.score_sync([_item(row, parsed[row]) for row in rows])
+        return _Judged(rows, response, time.perf_counter() - started)
 
     def _value(self, result: ExplanationScore) -> float | None:
         if result.status == "missing":
             return None
         return result.normalised if self.weighted else result.unweighted_normalised
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Rows that were sent, the answer, and the seconds that it took."""
+
+    rows: list[int]
+    response: ScoreResponse
+    seconds: float
 
 
 def _item(row: int, completion: Completion) -> ScoreItem:

@@ -1,25 +1,26 @@
-"""What every training run shares: its configuration from YAML and flags, its record on disk, its dry run."""
+"""What every training run shares: its configuration from YAML and flags, and its record on disk."""
 
 import dataclasses
 import difflib
 import importlib.metadata
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
-from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
+from humanomni.modeling import PARTS
+from humanomni.prompts import MODALITIES
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,77 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "decord", "av")
 
 
+# The authors freeze both towers, and BERT in SFT; here BERT stays frozen in GRPO too.
+DEFAULT_PARTS = ("projector", "audio_projector", "gate", "language_model")
+
+
 class ConfigurationError(ValueError):
     """A configuration that cannot run; the message names the key, its value and the mend."""
+
+
+@dataclass
+class StageArguments:
+    """Keys that SFT and GRPO share, besides those of transformers' TrainingArguments."""
+
+    model_path: str = field(default="", metadata={"help": "native HumanOmni folder to start from"})
+    train_data: list[str] | str = field(
+        default="", metadata={"help": "JSONL of the stage's records, or several; PATH@random:20%% for a part"}
+    )
+    data_root: str | None = field(default=None, metadata={"help": "folder of relative clip paths; the JSONL's"})
+    clip_cache: str | None = field(default=None, metadata={"help": "folder for decoded clips; none: decode every time"})
+    modality: str = field(default="video_audio", metadata={"help": f"media in the prompt: {', '.join(MODALITIES)}"})
+    trainable_parts: list[str] = field(
+        default_factory=lambda: list(DEFAULT_PARTS), metadata={"help": f"parts to train, of {', '.join(PARTS)}"}
+    )
+    records_per_step: int | None = field(
+        default=None, metadata={"help": "records (SFT) or prompts (GRPO) a step, on all GPUs; accumulation follows"}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "say what would happen and stop"})
+    processes: int | None = field(default=None, metadata={"help": "with dry_run: say it of a run on so many GPUs"})
+
+    def __post_init__(self) -> None:
+        if self.processes is None:
+            self.processes = int(os.environ.get("WORLD_SIZE", "1"))
+        elif not self.dry_run:
+            raise ConfigurationError("processes goes with --dry_run alone; a real run counts its own")
+        if self.records_per_step is not None:
+            self.gradient_accumulation_steps = self._accumulation(self.records_per_step)
+        super().__post_init__()  # type: ignore[misc] # transformers' or TRL's, which come after this class
+        require_known("modality", [self.modality], MODALITIES)
+        require_known("trainable_parts", self.trainable_parts, PARTS)
+        self.remove_unused_columns = False
+
+    @property
+    def rows_a_record(self) -> int:
+        """Rows of a batch that a record makes."""
+        return 1
+
+    @property
+    def records_an_optimizer_step(self) -> int:
+        """Records, or prompts, that an optimizer step learns from, on all GPUs."""
+        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps * (self.processes or 1)  # type: ignore[attr-defined]
+        return rows // self.rows_a_record
+
+    @property
+    def sharding_stage(self) -> int:
+        """ZeRO's stage; 3 for FSDP, 0 without sharding."""
+        if getattr(self, "fsdp", None):
+            return 3
+        plugin = getattr(self, "hf_deepspeed_config", None)
+        return int(plugin.get_value("zero_optimization.stage", 0)) if plugin else 0
+
+    def _accumulation(self, records: int) -> int:
+        batch = self.per_device_train_batch_size * (self.processes or 1)  # type: ignore[attr-defined]
+        if self.gradient_accumulation_steps != 1:
+            raise ConfigurationError("give records_per_step or gradient_accumulation_steps, not both")
+        steps, rest = divmod(records * self.rows_a_record, batch)
+        if rest or not steps:
+            raise ConfigurationError(
+                f"records_per_step {records} makes {records * self.rows_a_record} rows, which do not divide into "
+                f"batches of per_device_train_batch_size {self.per_device_train_batch_size} on {self.processes} "  # type: ignore[attr-defined]
+                "processes; change one of them"
+            )
+        return steps
 
 
 def parse_arguments(arguments_class: type[Arguments], command_line: Sequence[str] | None = None) -> Arguments:
@@ -42,7 +112,9 @@ def parse_arguments(arguments_class: type[Arguments], command_line: Sequence[str
     flags = list(sys.argv[1:] if command_line is None else command_line)
     parser = TrlParser([arguments_class])  # type: ignore[list-item] # its protocol wants dict fields
     if "--config" in flags[:-1]:
-        check_config_file(Path(flags[flags.index("--config") + 1]), arguments_class)
+        place = flags.index("--config")
+        parser.set_defaults_with_config(**read_config(Path(flags[place + 1]), arguments_class))
+        del flags[place : place + 2]
     try:
         (arguments,) = parser.parse_args_and_config(flags)
     except importlib.metadata.PackageNotFoundError as error:
@@ -54,8 +126,10 @@ def parse_arguments(arguments_class: type[Arguments], command_line: Sequence[str
     return arguments
 
 
-def check_config_file(path: Path, arguments_class: type) -> None:
-    """Checks the keys of a YAML file and the types of its values, which TRL takes as they come.
+def read_config(path: Path, arguments_class: type) -> dict[str, Any]:
+    """Reads a YAML file and checks its keys and the types of their values, which TRL takes as they come.
+
+    A file may begin with ``extends: OTHER.yaml``, a path from its own folder: it then says only what differs.
 
     Raises:
         ConfigurationError: for the first fault; names the file, the key and the value.
@@ -68,6 +142,9 @@ def check_config_file(path: Path, arguments_class: type) -> None:
         raise ConfigurationError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path} must hold keys and values, as in seed: 0")
+    base = content.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        raise ConfigurationError(f"{path}: extends must be a file's name, not {base!r}")
     types = get_type_hints(arguments_class)
     for key, value in content.items():
         if key not in types:
@@ -77,6 +154,10 @@ def check_config_file(path: Path, arguments_class: type) -> None:
             TypeAdapter(types[key]).validate_python(value)
         except ValidationError as error:
             raise ConfigurationError(f"{path}: {key}: {value!r} does not fit. {error.errors()[0]['msg']}") from error
+    try:
+        return (read_config(path.parent / base, arguments_class) if base else {}) | content
+    except RecursionError:
+        raise ConfigurationError(f"{path}: extends goes round in a circle") from None
 
 
 def require_known(key: str, values: Sequence[str], known: Iterable[str]) -> None:
@@ -130,40 +211,17 @@ def git_commit() -> str | None:
     return commit + ("+changes" if changed else "")
 
 
-def last_checkpoint(arguments: TrainingArguments) -> str | None:
-    """The newest checkpoint in the run's folder, from which an interrupted run goes on."""
-    folder = output_folder(arguments)
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+def require_finite(loss: torch.Tensor, step: int, batch: Sequence[str]) -> None:
+    """Stops a run at a loss that is no number.
 
-
-def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Trained and frozen parameters of each part of the model."""
-    counts = {part: [0, 0] for part in PARTS}
-    for name, parameter in model.named_parameters():
-        part = next(part for part, prefixes in PARTS.items() if name.startswith(prefixes))
-        counts[part][not parameter.requires_grad] += parameter.numel()
-    return {part: (trained, frozen) for part, (trained, frozen) in counts.items()}
-
-
-def describe_run(
-    arguments: TrainingArguments, model: HumanOmniForConditionalGeneration, samples: int, samples_per_step: int
-) -> str:
-    """What would happen: records, steps, parameters. Needs no GPU."""
-    steps_an_epoch = max(1, samples // samples_per_step)
-    steps = arguments.max_steps if arguments.max_steps > 0 else round(steps_an_epoch * arguments.num_train_epochs)
-    rows = [
-        f"{part:<16} {trained / 1e6:>10.2f} M trained {frozen / 1e6:>10.2f} M frozen"
-        for part, (trained, frozen) in count_parameters(model).items()
-    ]
-    return "\n".join(
-        [
-            f"records            {samples}",
-            f"records a step     {samples_per_step} over {arguments.world_size} processes",
-            f"optimizer steps    {steps}",
-            f"output             {arguments.output_dir}",
-            *rows,
-        ]
-    )
+    Raises:
+        FloatingPointError: names the step and the records of the batch.
+    """
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss.item()} in step {step + 1}, on the records {', '.join(dict.fromkeys(batch))}; look at "
+            "them, or lower the learning rate. The run is seeded: started again, it stops at the same batch"
+        )
 
 
 def output_folder(arguments: TrainingArguments) -> Path:

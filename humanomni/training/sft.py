@@ -1,29 +1,31 @@
 """Supervised fine-tuning: the cold start of CA-EMER, on explanations with their answers."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from humanomni.media import MediaError
-from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import MODALITIES
 from humanomni.records import JsonlWriter, Record
-from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
+from humanomni.training.checkpoints import STOPPED, StopOnRequest, WholeCheckpoints, last_checkpoint
+from humanomni.training.clips import ClipLoader, TrainingClip, absent_media, batch_media
 from humanomni.training.data_mixing import parse_sources, read_mixture
+from humanomni.training.dry_run import describe_run, load_model
 from humanomni.training.run import (
     ConfigurationError,
-    describe_run,
-    last_checkpoint,
+    StageArguments,
     output_folder,
+    require_finite,
     require_known,
     require_path,
     save_manifest,
@@ -32,33 +34,16 @@ from humanomni.training.run import (
 
 logger = logging.getLogger(__name__)
 
-# The authors freeze both towers and BERT.
-SFT_PARTS = ("projector", "audio_projector", "gate", "language_model")
-
 
 @dataclass
-class SFTArguments(TrainingArguments):
+class SFTArguments(StageArguments, TrainingArguments):
     """Keys of ``configs/*/sft.yaml``, besides those of transformers' TrainingArguments."""
 
-    model_path: str = field(default="", metadata={"help": "native HumanOmni folder to start from"})
-    train_data: list[str] | str = field(
-        default="", metadata={"help": "JSONL of SFT records; PATH@random:20%% for a part"}
-    )
     validation_data: str | None = field(default=None, metadata={"help": "JSONL for the validation loss"})
-    data_root: str | None = field(default=None, metadata={"help": "folder of relative clip paths; the JSONL's"})
-    clip_cache: str | None = field(default=None, metadata={"help": "folder for decoded clips; none: decode every time"})
-    modality: str = field(default="video_audio", metadata={"help": "media in the prompt"})
-    trainable_parts: list[str] = field(
-        default_factory=lambda: list(SFT_PARTS), metadata={"help": f"parts to train, of {', '.join(PARTS)}"}
-    )
     max_length: int = field(default=4096, metadata={"help": "tokens with media; longer samples are skipped, not cut"})
-    dry_run: bool = field(default=False, metadata={"help": "say what would happen and stop"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_known("modality", [self.modality], MODALITIES)
-        require_known("trainable_parts", self.trainable_parts, PARTS)
-        self.remove_unused_columns = False
         self.label_names = ["labels"]
 
 
@@ -85,26 +70,30 @@ class SFTDataset(Dataset):
         self.modality, self.max_length = args.modality, args.max_length
         if without := [record.id for record in self.records if record.target is None]:
             raise ConfigurationError(f"{len(without)} records have no gpt turn, the first is {without[0]}")
+        for record in self.records:
+            require_known(f"modality of {record.id}", [record.extra.get("modality", args.modality)], MODALITIES)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> SFTSample:
-        record = self.records[index]
-        processor = self.processor
-        prompt = processor.expand(processor.prompt(record.question, self.modality))
+        record, processor = self.records[index], self.processor
+        modality = record.extra.get("modality", self.modality)
+        prompt = processor.expand(processor.prompt(record.question, modality))
         # The end token and the newline after it belong to the target, as in the chat template.
         target = f"{record.target}{processor.tokenizer.eos_token}\n"
         prompt_ids, target_ids = processor.tokenizer([prompt, target], add_special_tokens=False)["input_ids"]
-        clip, problem = None, None
-        if len(prompt_ids) + len(target_ids) > self.max_length:
-            problem = f"{len(prompt_ids) + len(target_ids)} tokens are over max_length {self.max_length}"
-            target_ids = []
+        if (tokens := len(prompt_ids) + len(target_ids)) > self.max_length:
+            return self._without_loss(record, f"{tokens} tokens are over max_length {self.max_length}")
         try:
-            clip = self.clips.load(Path(record.video), record.start, record.end)
+            clip = self.clips.of(modality).load(Path(record.video), record.start, record.end)
         except MediaError as error:
-            problem = str(error)
-        return SFTSample(record, self.modality, prompt_ids, target_ids, clip, problem)
+            return self._without_loss(record, str(error))
+        return SFTSample(record, modality, prompt_ids, target_ids, clip)
+
+    def _without_loss(self, record: Record, problem: str) -> SFTSample:
+        """A row that takes its record's place in the batch, is short and teaches nothing."""
+        return SFTSample(record, "text", [self.processor.tokenizer.eos_token_id] * 2, [], None, problem)
 
 
 class SFTCollator:
@@ -117,44 +106,50 @@ class SFTCollator:
         ids, labels = [], []
         for sample in samples:
             masked = [-100] * len(sample.prompt_ids)
-            target = [-100] * len(sample.target_ids) if sample.problem else sample.target_ids
             ids.append(torch.tensor(sample.prompt_ids + sample.target_ids))
-            labels.append(torch.tensor(masked + target))
+            labels.append(torch.tensor(masked + sample.target_ids))
         pad = self.processor.tokenizer.pad_token_id
-        media = batch_media([sample.clip for sample in samples], self.processor)
-        if "pixel_values" in media:
-            media |= self.processor.gate_inputs(
-                [sample.record.question for sample in samples], [sample.modality for sample in samples]
-            )
+        modalities = [sample.modality for sample in samples]
+        media = absent_media(self.processor)
+        media |= batch_media([sample.clip for sample in samples], modalities, self.processor)
+        media |= self.processor.gate_inputs([sample.record.question for sample in samples], modalities)
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
             # By length, not by id: a genuine end-of-text in a target must not be masked.
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
             **media,
+            "ids": [sample.record.id for sample in samples],
             "problems": [(sample.record, sample.problem) for sample in samples if sample.problem],
         }
 
 
-class SFTTrainer(Trainer):
+class SFTTrainer(WholeCheckpoints, Trainer):
     """transformers' trainer that writes down what it could not learn from and stops at a loss that is no number."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.skipped = SkippedSamples(output_folder(self.args) / f"skipped.rank{self.args.process_index}.jsonl")
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        problems = inputs.pop("problems", [])
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The summed loss over the step's target tokens; 0, not 0 / 0, where all of its records were skipped."""
+        ids, problems = inputs.pop("ids"), inputs.pop("problems")
         for record, problem in problems:
             self.skipped.add(record, problem)
-        result = super().compute_loss(model, inputs, *args, **kwargs)
-        loss: Tensor = result[0] if isinstance(result, tuple) else result
-        if not torch.isfinite(loss) and (inputs["labels"] != -100).any():
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step}; lower the learning rate, or look at the "
-                "data of this step (the sampler is seeded: the same run stops at the same batch)"
-            )
+        targets = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=max(targets, 1))
+        loss: Any = result[0] if return_outputs else result
+        require_finite(loss, self.state.global_step, ids)
         return result
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log(logs | {"skipped": self.skipped.count}, *args, **kwargs)
 
 
 class SkippedSamples:
@@ -163,6 +158,11 @@ class SkippedSamples:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._seen: set[str] = set()
+
+    @property
+    def count(self) -> int:
+        """Samples skipped so far by this process."""
+        return len(self._seen)
 
     def add(self, record: Record, problem: str) -> None:
         """Writes the record's id, clip and problem down, the first time it is met."""
@@ -186,9 +186,7 @@ def run_sft(args: SFTArguments) -> None:
     data_root = require_path("data_root", args.data_root) if args.data_root else None
 
     processor = HumanOmniProcessor.from_pretrained(model_path)
-    # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
-    model = HumanOmniForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32)
-    model.set_trainable(args.trainable_parts)
+    model = load_model(model_path, args)
     clips = ClipLoader(processor, args.modality, Path(args.clip_cache) if args.clip_cache else None)
     train = SFTDataset(read_mixture(sources, data_root, args.seed), processor, clips, args)
     validation = None
@@ -196,12 +194,12 @@ def run_sft(args: SFTArguments) -> None:
         held_out = read_mixture(parse_sources("validation_data", args.validation_data), data_root, args.seed)
         validation = SFTDataset(held_out, processor, clips, args)
 
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    logger.info("SFT\n%s", describe_run(args, model, len(train), per_step))
+    logger.info("SFT\n%s", describe_run(args, model, len(train)))
     if args.dry_run:
         return
     if args.process_index == 0:
         save_manifest(args, stage="sft", records=len(train))
+    stop = StopOnRequest()
     trainer = SFTTrainer(
         model=model,
         args=args,
@@ -209,7 +207,11 @@ def run_sft(args: SFTArguments) -> None:
         train_dataset=train,
         eval_dataset=validation,
         processing_class=processor,
+        callbacks=[stop],
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(args))
+    checkpoint = last_checkpoint(output_folder(args))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.stopped:
+        sys.exit(STOPPED)
     trainer.save_model()
     trainer.save_state()

@@ -1,0 +1,181 @@
+"""Checkpoints that a run can trust: whole or not there, and written before a job's time is up."""
+
+import errno
+import logging
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+logger = logging.getLogger(__name__)
+
+# What a run that was asked to stop exits with, so that no script takes it for finished (sysexits.h: try again later).
+STOPPED = 75
+# The variable by which scripts/launch.sh names a file: once that is there, the run saves and stops. Unlike a signal, it
+# reaches the ranks of all nodes through srun and torchrun.
+STOP_FILE = "HUMANOMNI_STOP_FILE"
+
+_ADAM_BYTES = 8  # two moments in float32
+_HEADROOM = 1.05
+_PARTIAL = ".saving"  # in the run's folder, so that a rename ends a save
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the ones before it are whole."""
+
+
+class WholeCheckpoints:
+    """A transformers trainer whose checkpoints are written aside and renamed, so that a kill leaves no half of one.
+
+    The ranks of all nodes share the run's folder.
+    """
+
+    _partial: Path | None = None
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self._partial) if self._partial else super()._get_output_dir(trial)  # type: ignore[misc]
+
+    def _save_checkpoint(self: Any, model: nn.Module, trial: Any = None) -> None:
+        """Writes the checkpoint of this step; then those beyond ``save_total_limit`` go.
+
+        Raises:
+            CheckpointError: when the disk is full; what was written of this checkpoint is removed.
+        """
+        run = Path(self.args.output_dir)
+        partial, whole = run / _PARTIAL, run / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+            require_space(run, checkpoint_bytes(self.model))
+        self.accelerator.wait_for_everyone()
+        self._partial = partial
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _is_full_disk(error):
+                raise
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(f"{_full_disk_message(run)} ({error})") from error
+        finally:
+            self._partial = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._name_best_checkpoint(partial / whole.name)
+            if whole.exists():  # of a run that came this far before and went on from an earlier one
+                shutil.rmtree(whole)
+            (partial / whole.name).rename(whole)
+            partial.rmdir()
+            rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+
+    def _name_best_checkpoint(self: Any, written: Path) -> None:
+        """The best checkpoint's path is that of the run's folder, not of where it was written."""
+        if self.state.best_global_step:
+            best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best)
+            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+
+
+class StopOnRequest(TrainerCallback):
+    """Ends the run with a checkpoint after the step in which it was asked to stop.
+
+    SIGTERM and SIGUSR1 ask it, and the file that :data:`STOP_FILE` names.
+
+    Attributes:
+        stopped: the run ended before its last step because of that.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._signalled = False
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self._before[number] = signal.signal(number, self._note)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps or not self._any_rank_asked(args):
+            return
+        logger.warning("asked to stop: saving checkpoint-%d; the same command goes on from there", state.global_step)
+        control.should_save = control.should_training_stop = self.stopped = True
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._signalled = True
+
+    def _any_rank_asked(self, args: TrainingArguments) -> bool:
+        file = os.environ.get(STOP_FILE)
+        asked = self._signalled or bool(file and Path(file).exists())
+        if not torch.distributed.is_initialized():
+            return asked
+        votes = torch.tensor(int(asked), device=args.device)
+        torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX)
+        return bool(votes)
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint in a run's folder, from which an interrupted run goes on."""
+    found = get_last_checkpoint(str(run)) if run.is_dir() else None
+    return Path(found) if found else None
+
+
+def saved_state(checkpoint: Path, callback: str) -> dict[str, Any]:
+    """What a callback left in a checkpoint; empty where it left nothing."""
+    states = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).stateful_callbacks or {}
+    return states.get(callback, {}).get("attributes", {})
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Bytes of a checkpoint: the weights as they are held, and AdamW's moments of the trained ones."""
+    return sum(
+        count(parameter) * (parameter.element_size() + _ADAM_BYTES * parameter.requires_grad)
+        for parameter in model.parameters()
+    )
+
+
+def count(parameter: nn.Parameter) -> int:
+    """Elements of a parameter, whole also where ZeRO-3 has it in shards."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Checks the disk before a checkpoint is written.
+
+    Raises:
+        CheckpointError: when less than ``needed`` bytes, and a little, are free.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed * _HEADROOM:
+        raise CheckpointError(
+            f"{_full_disk_message(folder)} (a checkpoint takes {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free)"
+        )
+
+
+def _full_disk_message(folder: Path) -> str:
+    last = last_checkpoint(folder)
+    kept = f"{last.name} is whole" if last else "there is no earlier one"
+    return (
+        f"the disk under {folder} is full and the checkpoint was not written; {kept}. Make room, or set output_dir or "
+        "save_total_limit, and start the run again: it goes on from its last checkpoint"
+    )
+
+
+def _is_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    # torch's and safetensors' writers put the system's words, or their own, into errors of their own.
+    return any(words in str(error) for words in ("No space left", "quota", "PytorchStreamWriter", "file write failed"))
