@@ -259,7 +259,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--token_budget", type=_positive, help="most tokens of a batch, padding and responses included")
     parser.add_argument("--num_workers", type=_positive, default=4, help="threads that decode clips (%(default)s)")
     add_load_arguments(parser)
-    parser.add_argument("--device", help="as torch names it (a rank's own GPU; without one, cpu)")
     parser.add_argument("--errors", action="store_true", help="list the records that failed, and do nothing else")
     parser.add_argument("--bert_path", help="accepted for the commands of the authors' release, and not used")
     return parser

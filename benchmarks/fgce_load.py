@@ -58,6 +58,10 @@ class FakeEngineJudge:
         await self._turn()
         return SentenceRating(4)
 
+    async def name_emotion(self, *args: object) -> str | None:
+        await self._turn()
+        return None
+
     async def aclose(self) -> None:
         if self._loop:
             self._loop.cancel()

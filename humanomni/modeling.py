@@ -6,7 +6,7 @@ audio and language model, M mel bins, F mel frames.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from humanomni.configuration import HumanOmniConfig
+from humanomni.decoding import Decoder
 from humanomni.projector import ThreeBranchProjector, mlp
 
 # Inputs that only the prefill reads. `*_features` are tower outputs, which may stand in for the towers' inputs, so that
@@ -30,6 +31,8 @@ MEDIA_INPUTS = (
     "gate_input_ids",
     "gate_attention_mask",
 )
+
+_STOP_CHECK_EVERY = 16  # decoding steps on a GPU between two looks, each of which waits for it
 
 # The parts that training recipes name, each with the prefixes of its parameters.
 PARTS = {
@@ -113,12 +116,15 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
 
     def encode_frames(self, pixel_values: Tensor) -> Tensor:
         """Frames [B, T, 3, H, W] -> SigLIP patches [B, T, N, V]."""
-        patches = self.vision_tower(pixel_values.flatten(0, 1)).last_hidden_state
+        with computing_in_its_dtype(self.vision_tower):
+            frames = pixel_values.flatten(0, 1).to(self.vision_tower.dtype)
+            patches = self.vision_tower(frames).last_hidden_state
         return patches.unflatten(0, pixel_values.shape[:2])
 
     def encode_audio(self, input_features: Tensor) -> Tensor:
         """Log-mel [B, M, F] -> Whisper states [B, F/2, A], after the encoder's final norm."""
-        return self.audio_tower(input_features.to(self.audio_tower.dtype)).last_hidden_state
+        with computing_in_its_dtype(self.audio_tower):
+            return self.audio_tower(input_features.to(self.audio_tower.dtype)).last_hidden_state
 
     def gate_weights(self, gate_input_ids: Tensor, gate_attention_mask: Tensor) -> Tensor:
         """Instruction tokens [B, S] -> weights [B, 3] of the video, body and face branches (softmax, float32)."""
@@ -231,6 +237,7 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
         super().__init__(config)
         self.model = HumanOmniModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self._decoder: Decoder | None = None
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -320,6 +327,90 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             for name in MEDIA_INPUTS:
                 inputs.pop(name, None)
         return inputs
+
+    def _sample(
+        self,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Greedy decoding and sampling over a static cache, in the place of transformers' loop.
+
+        The ``num_return_sequences`` rows of a prompt, which follow one another, share its prefill. What this loop has
+        no use for goes to the library's: sharded weights, streams, scores and caches to return.
+        """
+        reads_embeddings = model_kwargs.get("inputs_embeds") is not None
+        if synced_gpus or streamer is not None or generation_config.return_dict_in_generate or reads_embeddings:
+            return super()._sample(  # type: ignore[misc] # its self is a protocol
+                cast(torch.LongTensor, input_ids),
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                synced_gpus,
+                streamer,
+                **model_kwargs,
+            )
+        copies = generation_config.num_return_sequences or 1
+        mask = model_kwargs["attention_mask"]
+        media = {name: model_kwargs[name] for name in MEDIA_INPUTS if model_kwargs.get(name) is not None}
+        device = input_ids.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.lm_head.weight.dtype
+        rows, length = input_ids.shape
+        if self._decoder is None or not self._decoder.fits(self.lm_head, dtype, rows, stopping_criteria.max_length):
+            self._decoder = None  # its memory is free before that of the next one is taken
+            self._decoder = Decoder(self.model.language_model, self.lm_head, dtype, rows, stopping_criteria.max_length)
+        decoder = self._decoder
+        decoder.refresh()
+
+        embeds = self.model.embed(input_ids[::copies], **{name: value[::copies] for name, value in media.items()})
+        with torch.autocast(device, enabled=False):
+            logits = decoder.prefill(embeds, mask[::copies], copies)
+            ids = input_ids.new_zeros(rows, stopping_criteria.max_length)
+            ids[:, :length] = input_ids
+            going_on = torch.ones(rows, dtype=torch.bool, device=input_ids.device)
+            while True:
+                scores = logits_processor(ids[:, :length], logits.float())
+                if generation_config.do_sample:
+                    # torch.multinomial's own way to draw one, without its check, which would wait for the GPU.
+                    probabilities = scores.softmax(dim=-1)
+                    tokens = (probabilities / torch.empty_like(probabilities).exponential_()).argmax(dim=-1)
+                else:
+                    tokens = scores.argmax(dim=-1)
+                if generation_config._pad_token_tensor is not None:
+                    tokens = tokens.where(going_on, generation_config._pad_token_tensor)
+                ids[:, length] = tokens
+                length += 1
+                going_on &= ~stopping_criteria(ids[:, :length], None)
+                if length == ids.shape[1]:
+                    return ids
+                if (device == "cpu" or length % _STOP_CHECK_EVERY == 0) and not going_on.any():
+                    return ids[:, :length]
+                logits = decoder.step(tokens)
+
+
+def cast_ahead(model: nn.Module, dtype: torch.dtype) -> None:
+    """Casts the frozen weights that autocast would cast at every use, those of matrix products and convolutions.
+
+    Norms and embeddings keep their precision, as under autocast. Frozen towers are cast whole, for they then compute in
+    ``dtype`` throughout, as the authors' do.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        tower = isinstance(module, VisionTower | WhisperEncoder)
+        if tower or isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            for parameter in module.parameters():
+                if not parameter.requires_grad and (tower or id(parameter) not in embeddings):
+                    parameter.data = parameter.data.to(dtype)
+
+
+def computing_in_its_dtype(module: PreTrainedModel) -> torch.autocast:
+    """Turns autocast off for a module in half precision, whose every norm it would answer with float32."""
+    half = module.dtype != torch.float32
+    return torch.autocast(module.device.type, enabled=not half and torch.is_autocast_enabled(module.device.type))
 
 
 def rows_or_zeros(features: Tensor, mask: Tensor) -> Tensor:

@@ -109,7 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fgce_url", help="FG-CE server (default: the lexicon judge in this process)")
     parser.add_argument("--port", type=int, default=7860, help="on loopback; 0 takes a free one (default %(default)s)")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="length of a response (default %(default)s)")
-    parser.add_argument("--device", help="as torch names it (default: a GPU, without one the CPU)")
     add_load_arguments(parser)
     return parser
 

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from transformers import (
     BertConfig,
     BertTokenizer,
@@ -28,7 +27,7 @@ from humanomni.configuration import HumanOmniConfig
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import PLACEHOLDERS, HumanOmniProcessor
 from humanomni.prompts import user_content
-from humanomni.records import read_records
+from humanomni.records import Record, read_records
 
 logger = logging.getLogger("make_tiny_model")
 
@@ -45,8 +44,9 @@ INIT_STD = 0.06  # narrow layers want larger weights than the 0.02 of wide ones
 def corpus_texts(path: Path) -> Iterator[str]:
     """What the model will read and write: each record's prompt and target."""
     for record in read_records(path):
+        assert isinstance(record, Record)  # read_records raises at a line that is none
         yield user_content(record.question)
-        yield record.target
+        yield record.target or ""
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Qwen2Tokenizer:
@@ -127,7 +127,8 @@ def main() -> None:
         gate_tokenizer=gate_tokenizer,
     )
     set_seed(args.seed)
-    model = HumanOmniForConditionalGeneration(config).to(torch.float32)
+    model = HumanOmniForConditionalGeneration(config)
+    model.float()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.suppress_tokens = processor.placeholder_ids

@@ -20,7 +20,7 @@ from transformers import set_seed
 
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
-from humanomni.training.clips import ClipLoader
+from humanomni.training.clips import ClipLoader, batch_media
 
 logger = logging.getLogger("pretrain_tiny_towers")
 
@@ -94,10 +94,9 @@ def main() -> None:
     for _ in range(args.epochs):
         for rows in batches(len(clips), args.batch_size):
             chosen = [clips[row] for row in rows]
-            pixels = processor.normalise(torch.stack([loaded[row].pixels for row in rows]))
-            mel = torch.stack([loaded[row].mel for row in rows])
-            visual_loss, visual_right = heads["visual"](core.encode_frames(pixels).mean((1, 2)), chosen)
-            audio_loss, audio_right = heads["audio"](core.encode_audio(mel).mean(1), chosen)
+            media = batch_media([loaded[row] for row in rows], ["video_audio"] * len(rows), processor)
+            visual_loss, visual_right = heads["visual"](core.encode_frames(media["pixel_values"]).mean((1, 2)), chosen)
+            audio_loss, audio_right = heads["audio"](core.encode_audio(media["input_features"]).mean(1), chosen)
             (visual_loss + audio_loss).backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()

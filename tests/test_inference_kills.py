@@ -191,6 +191,7 @@ def test_a_read_only_folder_is_told_and_what_is_there_stays(job: Job, small_disk
     remount(small_disk, "size=10m")
     process = job.start(small_disk)
     while job.lines(small_disk, 0) < 10:
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.001)
     process.kill()
     process.communicate()

@@ -1,15 +1,11 @@
 """What a run would do, said without a GPU: records, steps, parameters, memory, the judge's health."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from humanomni.configuration import HumanOmniConfig
-from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
+from humanomni.modeling import PARTS
 from humanomni.training.checkpoints import checkpoint_bytes, count
 
 _GIB = 2**30
@@ -23,17 +19,20 @@ class Memory:
     gradients: float
     optimizer: float
     reference: float
+    rollouts: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.reference
+        return sum(vars(self).values())
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {getattr(self, name) / _GIB:.1f}" for name in vars(self) if getattr(self, name))
         return f"{self.total / _GIB:.1f} GiB a GPU ({parts}); activations, and in GRPO the cache, come on top"
 
 
-def estimate_memory(trained: int, frozen: int, processes: int, stage: int, bf16: bool, reference: int = 0) -> Memory:
+def estimate_memory(
+    trained: int, frozen: int, processes: int, stage: int, bf16: bool, reference: bool = False, language_model: int = 0
+) -> Memory:
     """Bytes a GPU before activations, with AdamW.
 
     Args:
@@ -41,23 +40,30 @@ def estimate_memory(trained: int, frozen: int, processes: int, stage: int, bf16:
         processes: GPUs of the run.
         stage: of ZeRO; 0 for one GPU or DDP, 3 for FSDP's full shards too.
         bf16: arithmetic in bfloat16, with masters in float32.
-        reference: parameters of the reference model that the policy does not share.
+        reference: there is a reference model, which shares the policy's frozen parameters unless they are sharded.
+        language_model: its parameters, in GRPO, whose rollouts read a copy where the weights are not in bfloat16.
     """
-    parameters = trained + frozen
+    parameters, width = trained + frozen, 2 if bf16 else 4
     if stage == 0:
         # Masters are the weights; autocast keeps a bfloat16 copy of the trained ones through a forward and backward,
         # and DDP reduces gradients in buckets beside them.
         copies = 2 * trained if bf16 else 0
         buckets = 4 * trained if processes > 1 else 0
-        return Memory(4 * parameters + copies, 4 * trained + buckets, 8 * trained, 4 * reference)
-    width = 2 if bf16 else 4
+        return Memory(
+            weights=4 * trained + width * frozen + copies,
+            gradients=4 * trained + buckets,
+            optimizer=8 * trained,
+            reference=width * trained * reference,
+            rollouts=2 * language_model if bf16 else 0,
+        )
     masters = 4 * trained / processes if bf16 else 0
     weights = width * parameters / (processes if stage == 3 else 1)
     return Memory(
         weights=weights,
         gradients=4 * trained / processes,  # accumulated in float32
         optimizer=8 * trained / processes + masters,
-        reference=width * reference / (processes if stage == 3 else 1),
+        reference=width * reference * (parameters / processes if stage == 3 else trained),
+        rollouts=0,
     )
 
 
@@ -70,26 +76,13 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {part: (trained, frozen) for part, (trained, frozen) in counts.items()}
 
 
-def load_model(path: Path, arguments: Any) -> HumanOmniForConditionalGeneration:
-    """The model of a run, its parts trained and frozen as the arguments say; in a dry run without weights."""
-    if arguments.dry_run:
-        unset_hf_deepspeed_config()  # under ZeRO-3 it would want a process group to spread what is not there
-        with torch.device("meta"):
-            model = HumanOmniForConditionalGeneration(HumanOmniConfig.from_pretrained(path))
-    else:
-        # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
-        model = HumanOmniForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
-    model.set_trainable(arguments.trainable_parts)
-    return model
-
-
 def describe_run(arguments: Any, model: nn.Module, samples: int, reference: bool = False) -> str:
     """Records, steps, parameters and memory of a run of ``arguments.processes`` processes.
 
     Args:
         arguments: a stage's.
         samples: records of the training data.
-        reference: a second copy of the model is held, as GRPO does while beta is not 0.
+        reference: a second copy of what is trained is held, as GRPO does while beta is not 0.
     """
     counts = count_parameters(model)
     trained, frozen = (sum(column) for column in zip(*counts.values(), strict=True))
@@ -101,7 +94,13 @@ def describe_run(arguments: Any, model: nn.Module, samples: int, reference: bool
     steps_an_epoch = max(1, samples // a_step)
     steps = arguments.max_steps if arguments.max_steps > 0 else round(steps_an_epoch * arguments.num_train_epochs)
     memory = estimate_memory(
-        trained, frozen, arguments.processes, arguments.sharding_stage, arguments.bf16, (trained + frozen) * reference
+        trained,
+        frozen,
+        arguments.processes,
+        arguments.sharding_stage,
+        arguments.bf16,
+        reference,
+        sum(counts["language_model"]) * (arguments.rows_a_record > 1),
     )
     return "\n".join(
         [

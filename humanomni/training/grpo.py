@@ -17,7 +17,7 @@ from humanomni.training.checkpoints import STOPPED, StopOnRequest, last_checkpoi
 from humanomni.training.clips import ClipLoader
 from humanomni.training.completion_log import CompletionLog
 from humanomni.training.data_mixing import parse_sources, read_mixture
-from humanomni.training.dry_run import describe_run, load_model
+from humanomni.training.dry_run import describe_run
 from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer
 from humanomni.training.judge_watch import (
     JudgeUnavailableError,
@@ -26,6 +26,7 @@ from humanomni.training.judge_watch import (
     probe_servers,
     require_same_judge,
 )
+from humanomni.training.model import load_model
 from humanomni.training.rewards import REWARDS, CoherenceReward, make_rewards
 from humanomni.training.run import (
     ConfigurationError,

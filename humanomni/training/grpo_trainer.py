@@ -5,8 +5,9 @@ are kept beside its buffers, one entry a clip, and every row carries the index o
 are overridden belong to trl 1.16; the model raises when placeholders come without media, so a change there is seen.
 """
 
-import functools
+import copy
 import logging
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,18 +18,19 @@ import torch
 from accelerate.utils import gather
 from torch import Tensor, nn
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, add_fused_lm_head, split_tensor_dict
 
 from humanomni.media import MediaError
-from humanomni.modeling import HumanOmniModel
+from humanomni.modeling import HumanOmniForConditionalGeneration, HumanOmniModel, cast_ahead
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import Turn
 from humanomni.training.checkpoints import WholeCheckpoints
 from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
 from humanomni.training.completion_log import CompletionLog, sample_of
+from humanomni.training.groups import pack_groups
 from humanomni.training.judge_watch import JudgeWatch
 from humanomni.training.rewards import CoherenceReward, text_of
-from humanomni.training.run import require_finite
+from humanomni.training.run import StageArguments, require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +64,13 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     num_generations: int
     num_generations_eval: int
     reward_funcs: list[Any]
+    _buffered_inputs: Any
 
     def __init__(
         self,
-        *args: Any,
+        model: HumanOmniForConditionalGeneration,
+        args: GRPOConfig,
+        *,
         clips: ClipLoader,
         judge_watch: JudgeWatch,
         completion_log: CompletionLog | None = None,
@@ -74,13 +79,23 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.clips = clips
         self.judge_watch = judge_watch
         self.completion_log = completion_log
-        self._records: list[dict[str, Any]] = []
-        # Media of the last generation, one row a clip, by mode: an evaluation between two steps of one buffer must not
-        # replace the training clips.
+        # Records and media of the last generation, a medium a clip, by mode: an evaluation between two steps of one
+        # buffer must not replace those of training.
+        self._records: dict[str, list[dict[str, Any]]] = {}
         self._media: dict[str, dict[str, Tensor]] = {}
         self._clip_index = torch.empty(0, dtype=torch.long)
         self._unreadable = torch.empty(0, dtype=torch.bool)
-        super().__init__(*args, **kwargs)
+        self._shuffled = False
+        beta = args.beta
+        # TRL's reference is a second full model, read from disk again. Sharded weights cannot be shared.
+        shared = beta != 0 and kwargs.get("peft_config") is None and cast(StageArguments, args).sharding_stage < 3
+        reference = reference_of(model, torch.bfloat16 if args.bf16 else None) if shared else None
+        args.beta = 0.0 if shared else beta
+        super().__init__(model=model, args=args, **kwargs)
+        args.beta = self.beta = beta
+        if reference is not None:
+            add_fused_lm_head(reference, temperature=self.temperature)
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         self.add_callback(judge_watch)  # whose state each checkpoint keeps
 
     @property
@@ -146,24 +161,56 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                 media["audio_features"] = core.encode_audio(media.pop("input_features"))
         return media
 
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: None,
+        multimodal_fields: dict[str, Tensor],
+        num_generations: int,
+        has_tool_images: bool = False,
+    ) -> tuple[list[list[int]], None]:
+        """TRL's, with one prefill for the completions of a prompt, which follow one another; decoding is in bf16."""
+        group = math.gcd(num_generations, len(prompt_ids))
+        self.generation_config.num_return_sequences = group
+        media = {name: value[::group] for name, value in multimodal_fields.items()}
+        with self.accelerator.autocast():
+            return super()._generate_single_turn(prompt_ids[::group], images, media, num_generations)
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._records = inputs
+        self._records[self._mode] = inputs
         output = super()._generate_and_score_completions(inputs)
         output["clip_index"] = self._clip_index
-        output["record_ids"] = [row["id"] for row in inputs]
+        output["row"] = torch.arange(len(inputs), device=self._clip_index.device)
+        self._shuffled = self._mode == "train"
         return output
 
     def _generate(self, prompts: list) -> Any:
         """TRL's rollouts; the judge then reads them while the reference model scores them."""
         generated = super()._generate(prompts)
         for reward in self._coherence_rewards:
-            reward.begin(generated[3], [row["solution"] for row in self._records])
+            reward.begin(generated[3], [row["solution"] for row in self._records[self._mode]])
         return generated
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """TRL's buffers, with the completions of a prompt side by side again, so that one pass can share the prompt."""
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._shuffled:
+            self._shuffled = False
+            parts: list[dict[str, Any]] = self._buffered_inputs
+            order = torch.cat([part["clip_index"] for part in parts]).argsort(stable=True)
+            whole = {
+                name: torch.cat([part[name] for part in parts])[order] if value.dim() else value
+                for name, value in parts[0].items()
+            }
+            self._buffered_inputs = split_tensor_dict(whole, len(parts))
+            inputs = self._buffered_inputs[self._step % len(parts)]
+        return inputs
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._clip_index = inputs["clip_index"]
         loss = super()._compute_loss(model, inputs)
-        require_finite(loss, self.state.global_step, inputs["record_ids"])
+        records = self._records[self._mode]
+        require_finite(loss, self.state.global_step, [records[row]["id"] for row in inputs["row"].tolist()])
         return loss
 
     def _get_per_token_logps_and_entropies(
@@ -173,26 +220,31 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         attention_mask: Tensor,
         logits_to_keep: int,
         batch_size: int | None = None,
+        compute_entropy: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """TRL's, in chunks of ``batch_size`` rows with the media of each row's clip."""
-        media, clip_index = self._media[self._mode], self._clip_index
-        chunk_size = batch_size or input_ids.shape[0]
-        chunks = []
-        for start in range(0, input_ids.shape[0], chunk_size):
-            rows = slice(start, start + chunk_size)
-            with_media = functools.partial(model, **{name: value[clip_index[rows]] for name, value in media.items()})
-            chunks.append(
-                super()._get_per_token_logps_and_entropies(
-                    with_media, input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs
-                )
-            )
-        logps, entropies, aux_losses = zip(*chunks, strict=True)
-        return (
-            torch.cat(logps),
-            None if entropies[0] is None else torch.cat(entropies),
-            None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
-        )
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """Log-probs and entropies of the completions [rows, tokens], as TRL's, 0 where masked.
+
+        The completions of a prompt that follow one another are one sequence, in which the prompt runs once; about
+        ``batch_size`` rows at a time.
+        """
+        clip_index = self._clip_index
+        group = math.gcd(*torch.unique_consecutive(clip_index, return_counts=True)[1].tolist())
+        prompts = clip_index[::group]
+        packed = pack_groups(input_ids, attention_mask, logits_to_keep, group)
+        media = self._media[self._mode]
+        a_pass = max(1, (batch_size or len(input_ids)) // group)
+        logps, entropies = [], []
+        for rows in torch.arange(len(prompts), device=clip_index.device).split(a_pass):
+            inputs = {name: value[rows] for name, value in packed.items()}
+            inputs |= {name: value[prompts[rows]] for name, value in media.items()}
+            with self.accelerator.autocast():
+                outputs = model(**inputs, fused_lm_head=True)
+            scored = -group * logits_to_keep
+            logps.append(outputs.log_probs[:, scored:].reshape(-1, logits_to_keep))
+            if compute_entropy:
+                entropies.append(outputs.entropy[:, scored:].reshape(-1, logits_to_keep))
+        return torch.cat(logps), torch.cat(entropies) if entropies else None, None
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """Rewards [rows of all processes, functions], NaN where missing, by the two rules of this class."""
@@ -234,7 +286,9 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         for row in range(min(log.rows, len(completions))):
             values = [None if value != value else value for value in rewards[row].tolist()]
             named = dict(zip(self.reward_func_names, values, strict=True))
-            samples.append(sample_of(step, self._records[row], text_of(completions[row]), named, judged.get(row)))
+            samples.append(
+                sample_of(step, self._records["train"][row], text_of(completions[row]), named, judged.get(row))
+            )
         log.write(samples, step, self.callback_handler.callbacks)
 
 
@@ -252,6 +306,21 @@ def comparable_rewards(rewards: Tensor, unreadable: Tensor, group_size: int) -> 
     missing = (rewards.isnan() & ~unreadable.unsqueeze(1)).view(-1, group_size, rewards.shape[1])
     missing_in_group = missing.any(dim=1, keepdim=True).expand_as(missing).reshape(rewards.shape)
     return rewards.masked_fill(missing_in_group, torch.nan)
+
+
+def reference_of(
+    policy: HumanOmniForConditionalGeneration, dtype: torch.dtype | None
+) -> HumanOmniForConditionalGeneration:
+    """The policy as it is now, frozen: its frozen parts are the policy's own, the others are copied.
+
+    With ``dtype``, what autocast would cast at every use is cast once, which changes no figure.
+    """
+    memo = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
+    reference = copy.deepcopy(policy, memo).requires_grad_(False).eval()
+    # The frozen parts are shared, so their trainability is the policy's; they had none.
+    if dtype is not None:
+        cast_ahead(reference, dtype)
+    return reference
 
 
 def _is_frozen(module: nn.Module) -> bool:

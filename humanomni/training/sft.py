@@ -12,15 +12,18 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
+from trl.trainer.utils import add_fused_lm_head
 
 from humanomni.media import MediaError
+from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import MODALITIES
 from humanomni.records import JsonlWriter, Record
 from humanomni.training.checkpoints import STOPPED, StopOnRequest, WholeCheckpoints, last_checkpoint
 from humanomni.training.clips import ClipLoader, TrainingClip, absent_media, batch_media
 from humanomni.training.data_mixing import parse_sources, read_mixture
-from humanomni.training.dry_run import describe_run, load_model
+from humanomni.training.dry_run import describe_run
+from humanomni.training.model import compile_layers, load_model
 from humanomni.training.run import (
     ConfigurationError,
     StageArguments,
@@ -45,6 +48,7 @@ class SFTArguments(StageArguments, TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.label_names = ["labels"]
+        self.prediction_loss_only = True
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,10 @@ class SFTCollator:
 class SFTTrainer(WholeCheckpoints, Trainer):
     """transformers' trainer that writes down what it could not learn from and stops at a loss that is no number."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: HumanOmniForConditionalGeneration, *args: Any, **kwargs: Any) -> None:
+        # Logits of the targets alone, a tile at a time: all of a batch's in float32 would be its largest tensor.
+        add_fused_lm_head(model)
+        super().__init__(model, *args, **kwargs)
         self.skipped = SkippedSamples(output_folder(self.args) / f"skipped.rank{self.args.process_index}.jsonl")
 
     def compute_loss(
@@ -143,6 +149,7 @@ class SFTTrainer(WholeCheckpoints, Trainer):
         for record, problem in problems:
             self.skipped.add(record, problem)
         targets = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        inputs["fused_lm_head"] = True
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=max(targets, 1))
         loss: Any = result[0] if return_outputs else result
         require_finite(loss, self.state.global_step, ids)
@@ -199,6 +206,7 @@ def run_sft(args: SFTArguments) -> None:
         return
     if args.process_index == 0:
         save_manifest(args, stage="sft", records=len(train))
+    compile_layers(model, args)
     stop = StopOnRequest()
     trainer = SFTTrainer(
         model=model,

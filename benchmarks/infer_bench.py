@@ -1,0 +1,97 @@
+"""Samples a second of batch inference on one GPU, the decoding of 720p clips included.
+
+python benchmarks/infer_bench.py --size 0.5B               # a minute on one H200
+python benchmarks/infer_bench.py --size 7B --profile
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import torch
+from measure import Ceilings, Phases, profiled, synchronised_time
+from roofline import Roofline
+from transformers import set_seed
+from workload import SIZES, make_clips, make_processor, question_of, save_without_weights
+
+from humanomni.inference import Item, Predictor
+from humanomni.loading import LoadOptions
+from humanomni.records import Record
+from humanomni.training.clips import ClipLoader
+
+PROMPT_TEXT_TOKENS, NEW_TOKENS = 100, 256
+BATCH = {"0.5B": 32, "7B": 8}
+
+
+def main(command_line: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, required=True)
+    parser.add_argument("--batches", type=int, default=5, help="batches, of which the first warms up")
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--num_workers", type=int, default=16)
+    parser.add_argument("--profile", action="store_true", help="name the top costs of the last batch")
+    options = parser.parse_args(command_line)
+    batch = options.batch_size or BATCH[options.size]
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = SIZES[options.size].config()
+        processor = make_processor(config)
+        question = question_of(processor, PROMPT_TEXT_TOKENS)
+        clips = make_clips(folder / "clips", batch * options.batches)
+        set_seed(0)
+        predictor = Predictor(
+            LoadOptions(save_without_weights(config, processor, folder / "model"), dtype="bfloat16"),
+            max_new_tokens=NEW_TOKENS,
+            device="cuda",
+        )
+        # Random weights would end a response at any token.
+        predictor.model.generation_config.suppress_tokens = [
+            *processor.placeholder_ids,
+            processor.tokenizer.eos_token_id,
+        ]
+        predictor.model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+        predictor.model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+        phases = Phases()
+        for method, part in (("inputs", "collate"), ("_generate", "model")):
+            phases.watch(predictor, method, part)
+        items = [Item(line, Record(clip.stem, str(clip), question, None), clip) for line, clip in enumerate(clips)]
+        answers = predictor.predict(items, batch, options.num_workers)
+        seconds = []
+        torch.cuda.reset_peak_memory_stats()
+        for number in range(options.batches):
+            begin = synchronised_time()
+            if options.profile and number == options.batches - 1:
+                with profiled():
+                    list(islice(answers, batch))
+            else:
+                done = list(islice(answers, batch))
+            seconds.append(synchronised_time() - begin)
+        begin = synchronised_time()
+        with ThreadPoolExecutor(options.num_workers) as pool:
+            list(pool.map(ClipLoader(processor, "video_audio").load, clips[:batch]))
+        decoding = batch / (synchronised_time() - begin)
+        roofline = Roofline(config, predictor.model, Ceilings.measure(), PROMPT_TEXT_TOKENS)
+        steady = seconds[1 : -1 if options.profile else None]
+        result = {
+            "size": options.size,
+            "batch": batch,
+            "samples_a_s": round(batch * len(steady) / sum(steady), 2),
+            "decoding_alone_samples_a_s": round(decoding, 2),
+            "batches_s": [round(one, 3) for one in seconds],
+            "roofline_batch_s": round(roofline.inference(batch, NEW_TOKENS), 3),
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+            "phases_mean_s": {name: round(total / len(seconds), 3) for name, total in phases.seconds.items()},
+            "first_outcome": str(done[0][1])[:80],
+        }
+        sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

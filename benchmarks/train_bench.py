@@ -1,0 +1,235 @@
+"""Seconds and memory of an optimizer step of GRPO and of SFT on one GPU, through the real trainers.
+
+python benchmarks/train_bench.py --size 0.5B                    # both stages; 2 minutes on one H200
+python benchmarks/train_bench.py --size 7B --stage grpo --profile
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from measure import Ceilings, Phases, profiled, synchronised_time
+from roofline import Roofline
+from transformers import Trainer, TrainerCallback
+from workload import SIZES, make_clips, make_model, make_processor, question_of, save_without_weights, write_records
+
+from fgce.client import FgceClient
+from humanomni.configuration import HumanOmniConfig
+from humanomni.modeling import cast_ahead
+from humanomni.training.clips import ClipLoader
+from humanomni.training.data_mixing import DataSource, read_mixture
+from humanomni.training.grpo import GRPOArguments, load_prompts
+from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer
+from humanomni.training.judge_watch import JudgeWatch
+from humanomni.training.model import compile_layers
+from humanomni.training.rewards import make_rewards
+from humanomni.training.run import DEFAULT_PARTS
+from humanomni.training.sft import SFTArguments, SFTCollator, SFTDataset, SFTTrainer
+
+PROMPT_TEXT_TOKENS = 100  # of GRPO, besides the media's
+SFT_TEXT_TOKENS = 306
+COMPLETION_TOKENS = 256
+MODALITY = "video_audio"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A row pair of the table: what one optimizer step works on."""
+
+    prompts: int
+    completions: int
+    sft_rows: int = 32
+    grpo_pass: int = 32
+    sft_pass: int = 16
+    gradient_checkpointing: bool = False
+
+
+WORKLOADS = {
+    "0.5B": Workload(prompts=4, completions=8),
+    "7B": Workload(prompts=2, completions=4, grpo_pass=4, sft_pass=4, gradient_checkpointing=True),
+}
+
+
+class StepClock(TrainerCallback):
+    """Times whole optimizer steps, data loading included, and profiles the last."""
+
+    def __init__(self, profile: bool) -> None:
+        self.seconds: list[float] = []
+        self._begin = synchronised_time()
+        self._profile = profile
+        self._profiler: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = synchronised_time()
+        self.seconds.append(now - self._begin)
+        if state.global_step == 1:
+            torch.cuda.reset_peak_memory_stats()
+        if self._profile and state.global_step == state.max_steps - 1:
+            self._profiler = profiled()
+            self._profiler.__enter__()
+        elif self._profiler:
+            self._profiler.__exit__(None, None, None)
+        self._begin = synchronised_time()
+
+
+def bench_grpo(workload: Workload, config: HumanOmniConfig, folder: Path, options: Any) -> dict[str, Any]:
+    """One GRPO step: rollouts, reference, rewards, loss, optimizer."""
+    processor = make_processor(config)
+    model_path = save_without_weights(config, processor, folder / "model")
+    question = question_of(processor, PROMPT_TEXT_TOKENS)
+    clips = make_clips(folder / "clips", workload.prompts)
+    records = write_records(folder / "grpo.jsonl", clips, question, "happy")
+    rows = workload.prompts * workload.completions
+    a_pass = min(options.rows or workload.grpo_pass, rows)
+    args = GRPOArguments(
+        output_dir=str(folder / "grpo"),
+        model_path=str(model_path),
+        train_data=str(records),
+        max_steps=options.steps,
+        num_generations=workload.completions,
+        per_device_train_batch_size=a_pass,
+        gradient_accumulation_steps=rows // a_pass,
+        max_completion_length=COMPLETION_TOKENS,
+        top_k=50,
+        beta=0.04,
+        use_bias_correction_kl=False,
+        loss_type="grpo",
+        learning_rate=1e-6,
+        bf16=True,
+        gradient_checkpointing=workload.gradient_checkpointing,
+        # Random weights would end a completion at any token.
+        generation_kwargs={"suppress_tokens": [*processor.placeholder_ids, processor.tokenizer.eos_token_id]},
+        **_quiet(),
+    )
+    model = make_model(config, "cuda", getattr(torch, options.dtype))
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    model.set_trainable(DEFAULT_PARTS)
+    cast_ahead(model, torch.bfloat16)
+    loader = ClipLoader(processor, MODALITY, folder / "cache")
+    for clip in clips:
+        loader.load(clip)
+    clock = StepClock(options.profile)
+    trainer = HumanOmniGRPOTrainer(
+        model=model,
+        args=args,
+        reward_funcs=make_rewards(["format", "accuracy"], FgceClient("http://127.0.0.1:9", deadline=1.0)),
+        train_dataset=load_prompts(read_mixture([DataSource(records)], None, seed=0), MODALITY),
+        processing_class=processor,
+        clips=loader,
+        judge_watch=JudgeWatch(20, 0.5),
+        callbacks=[clock],
+    )
+    phases = Phases()
+    for method, name in (
+        ("_tokenize_prompts", "clips, towers"),
+        ("_generate_single_turn", "rollouts"),
+        ("_calculate_rewards", "rewards"),
+        ("_get_per_token_logps_and_entropies", "log-probs (reference and policy, forward)"),
+        ("_prepare_inputs", "all before the loss"),
+        ("training_step", "all but the optimizer"),
+    ):
+        phases.watch(trainer, method, name)
+    roofline = Roofline(config, model, Ceilings.measure(), PROMPT_TEXT_TOKENS)
+    floor = roofline.grpo(workload.prompts, workload.completions, COMPLETION_TOKENS, workload.gradient_checkpointing)
+    return run(trainer, clock, phases, rows) | {"roofline_s": round(floor, 3)}
+
+
+def bench_sft(workload: Workload, config: HumanOmniConfig, folder: Path, options: Any) -> dict[str, Any]:
+    """One SFT step of the effective batch."""
+    processor = make_processor(config)
+    target = "<think>" + " a" * 150 + "</think>\n<answer>happy</answer>"
+    target_tokens = len(processor.tokenizer(f"{target}<|im_end|>\n", add_special_tokens=False)["input_ids"])
+    question = question_of(processor, SFT_TEXT_TOKENS - target_tokens)
+    clips = make_clips(folder / "clips", workload.sft_rows)
+    records = write_records(folder / "sft.jsonl", clips * (options.steps + 1), question, target)
+    rows = min(options.rows or workload.sft_pass, workload.sft_rows)
+    args = SFTArguments(
+        output_dir=str(folder / "sft"),
+        train_data=str(records),
+        max_steps=options.steps,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=workload.sft_rows // rows,
+        learning_rate=2e-5,
+        bf16=True,
+        gradient_checkpointing=workload.gradient_checkpointing,
+        dataloader_num_workers=8,
+        dataloader_persistent_workers=True,
+        **_quiet(),
+    )
+    loader = ClipLoader(processor, MODALITY, folder / "cache")
+    for clip in clips:
+        loader.load(clip)
+    model = make_model(config, "cuda", getattr(torch, options.dtype))
+    model.set_trainable(DEFAULT_PARTS)
+    cast_ahead(model, torch.bfloat16)
+    compile_layers(model, args)
+    clock = StepClock(options.profile)
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        data_collator=SFTCollator(processor),
+        train_dataset=SFTDataset(read_mixture([DataSource(records)], None, seed=0), processor, loader, args),
+        processing_class=processor,
+        callbacks=[clock],
+    )
+    phases = Phases()
+    phases.watch(trainer, "compute_loss", "forward")
+    phases.watch(trainer, "training_step", "forward and backward")
+    roofline = Roofline(config, model, Ceilings.measure(), SFT_TEXT_TOKENS)
+    floor = roofline.sft(workload.sft_rows, target_tokens, workload.gradient_checkpointing)
+    return run(trainer, clock, phases, workload.sft_rows) | {"roofline_s": round(floor, 3)}
+
+
+def run(trainer: Trainer, clock: StepClock, phases: Phases, rows: int) -> dict[str, Any]:
+    """Trains and sums up: the median of the steps after the second."""
+    torch.cuda.reset_peak_memory_stats()
+    trainer.train()
+    step = median(clock.seconds[2:])
+    return {
+        "step_s": round(step, 3),
+        "rows_a_s": round(rows / step, 2),
+        "steps_s": [round(one, 3) for one in clock.seconds],
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "phases_mean_s": {name: round(total / len(clock.seconds), 3) for name, total in phases.seconds.items()},
+    }
+
+
+def _quiet() -> dict[str, Any]:
+    return {
+        "max_grad_norm": 1.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 0,
+    }
+
+
+def main(command_line: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, required=True)
+    parser.add_argument("--stage", choices=("grpo", "sft"), help="both, one after the other")
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps, of which the first two warm up")
+    parser.add_argument("--rows", type=int, help="rows of a forward and backward pass")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the trained weights")
+    parser.add_argument("--profile", action="store_true", help="name the top costs of the last step")
+    options = parser.parse_args(command_line)
+    benches = {"grpo": bench_grpo, "sft": bench_sft}
+    for stage in [options.stage] if options.stage else list(benches):
+        with tempfile.TemporaryDirectory() as folder:
+            result = benches[stage](WORKLOADS[options.size], SIZES[options.size].config(), Path(folder), options)
+        sys.stdout.write(json.dumps({"size": options.size, "stage": stage, **result}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

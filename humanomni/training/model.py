@@ -1,0 +1,37 @@
+"""The model of a run: its parts trained and frozen, in the precision that training wants."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from humanomni.configuration import HumanOmniConfig
+from humanomni.modeling import HumanOmniForConditionalGeneration, cast_ahead
+
+
+def load_model(path: Path, arguments: Any) -> HumanOmniForConditionalGeneration:
+    """The model of a run, its parts trained and frozen as the arguments say; in a dry run without weights."""
+    if arguments.dry_run:
+        unset_hf_deepspeed_config()  # under ZeRO-3 it would want a process group to spread what is not there
+        with torch.device("meta"):
+            model = HumanOmniForConditionalGeneration(HumanOmniConfig.from_pretrained(path))
+    else:
+        # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
+        model = HumanOmniForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+    model.set_trainable(arguments.trainable_parts)
+    # Sharded weights are of one precision, which DeepSpeed or FSDP sees to.
+    if arguments.bf16 and arguments.sharding_stage == 0:
+        cast_ahead(model, torch.bfloat16)
+    return model
+
+
+def compile_layers(model: HumanOmniForConditionalGeneration, arguments: Any) -> None:
+    """Compiles the language model's layers where that pays: on a GPU, with whole weights.
+
+    All layers share one compiled layer. It fuses norms, rotations, activations and autocast's casts, which are a third
+    of a step of the 0.5B (docs/performance.md).
+    """
+    if torch.cuda.is_available() and arguments.sharding_stage < 3:
+        for layer in model.model.language_model.layers:
+            layer.compile()

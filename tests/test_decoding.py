@@ -1,0 +1,108 @@
+"""Decoding over a static cache: the library's tokens, whatever the batch, and one prefill for a prompt's samples."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationMixin
+
+from humanomni.modeling import HumanOmniForConditionalGeneration, HumanOmniModel
+from humanomni.processing import HumanOmniProcessor
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_model_dir: Path) -> HumanOmniProcessor:
+    return HumanOmniProcessor.from_pretrained(tiny_model_dir)
+
+
+@pytest.fixture
+def model(tiny_model_dir: Path) -> HumanOmniForConditionalGeneration:
+    return HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir)
+
+
+def batch(processor: HumanOmniProcessor, questions: list[str]) -> dict[str, torch.Tensor]:
+    """Prompts of unlike length with media of noise."""
+    generator = torch.Generator().manual_seed(1)
+    rows = len(questions)
+    inputs = processor.text_inputs([processor.prompt(question) for question in questions])
+    size = processor.image_processor.size["height"]
+    frames = torch.randn(rows, processor.num_frames, 3, size, size, generator=generator)
+    mel = processor.mel(None).expand(rows, -1, -1) + torch.randn(rows, 1, 1, generator=generator)
+    return inputs | processor.gate_inputs(questions) | {"pixel_values": frames, "input_features": mel}
+
+
+QUESTIONS = ["Which emotion?", "As an expert; which emotion conveyed is the most obvious to you?", "Mood?"]
+GREEDY = {"do_sample": False, "max_new_tokens": 40}
+
+
+def by_the_library(model: Any, inputs: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, **more: Any) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(HumanOmniForConditionalGeneration, "_sample", GenerationMixin._sample)
+        torch.manual_seed(0)
+        return model.generate(**inputs, **more)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        GREEDY,
+        GREEDY | {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+        {"do_sample": True, "max_new_tokens": 40, "top_k": 20, "top_p": 0.9, "temperature": 1.2},
+    ],
+    ids=["greedy", "greedy with history", "sampled"],
+)
+def test_the_tokens_are_those_of_the_library(
+    model: HumanOmniForConditionalGeneration,
+    processor: HumanOmniProcessor,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = batch(processor, QUESTIONS)
+    expected = by_the_library(model, inputs, monkeypatch, **settings)
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(**inputs, **settings), expected)
+
+
+def test_a_decoder_serves_smaller_batches_and_shorter_prompts(
+    model: HumanOmniForConditionalGeneration, processor: HumanOmniProcessor
+) -> None:
+    inputs = batch(processor, QUESTIONS)
+    together = model.generate(**inputs, **GREEDY)
+    decoder = model._decoder
+    for row, question in enumerate(QUESTIONS):
+        alone = processor.text_inputs([processor.prompt(question)]) | processor.gate_inputs([question])
+        alone |= {name: inputs[name][row : row + 1] for name in ("pixel_values", "input_features")}
+        response = model.generate(**alone, **GREEDY)[0, alone["input_ids"].shape[1] :]
+        assert torch.equal(response, together[row, inputs["input_ids"].shape[1] :][: len(response)])
+    assert model._decoder is decoder
+
+
+def test_samples_of_a_prompt_share_its_prefill_and_are_those_of_copies(
+    model: HumanOmniForConditionalGeneration, processor: HumanOmniProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = batch(processor, QUESTIONS)
+    sampled = {"do_sample": True, "max_new_tokens": 12, "top_k": 50}
+    torch.manual_seed(0)
+    copies = model.generate(**{name: value.repeat_interleave(4, dim=0) for name, value in inputs.items()}, **sampled)
+    embedded = []
+    embed = HumanOmniModel.embed
+    monkeypatch.setattr(HumanOmniModel, "embed", lambda *a, **k: embedded.append(len(a[1])) or embed(*a, **k))
+    torch.manual_seed(0)
+    shared = model.generate(**inputs, **sampled, num_return_sequences=4)
+    assert embedded == [3]
+    assert torch.equal(shared, copies)
+
+
+def test_decoding_in_half_precision_follows_the_float32_weights(
+    model: HumanOmniForConditionalGeneration, processor: HumanOmniProcessor
+) -> None:
+    """Under autocast a copy of the weights decodes; it must not be the copy of an earlier step."""
+    inputs = batch(processor, QUESTIONS)
+    settings = GREEDY | {"max_new_tokens": 6}
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model.generate(**inputs, **settings)
+        with torch.no_grad():
+            model.lm_head.weight.copy_(torch.roll(model.lm_head.weight, 7, dims=0))
+        after = model.generate(**inputs, **settings)
+    assert not torch.equal(before, after)
