@@ -12,32 +12,30 @@ finished one is left alone. Failed records do not make the run fail: its exit st
 
 import argparse
 import logging
-import os
 import string
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from humanomni.loading import LoadError, LoadOptions, add_load_arguments
+from humanomni.loading import LoadOptions, add_load_arguments
+from humanomni.prediction_run import explained_exit, run_rank
 from humanomni.prediction_shards import (
     JobError,
     PredictionJob,
-    Shard,
     file_fingerprint,
-    model_fingerprint,
+    model_identity,
     read_failures,
     read_inputs,
 )
 from humanomni.prompts import MODALITIES
-from humanomni.records import BadLine, Record, RecordError, resolve_video
+from humanomni.records import Record, RecordError, resolve_video
+
+if TYPE_CHECKING:
+    from humanomni.inference import Predictor
 
 logger = logging.getLogger("inference_batch")
 
-INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 REPORTED = 10  # failures of each kind that --errors shows
 
 
@@ -46,80 +44,65 @@ def main() -> None:
     arguments = _parser().parse_args()
     if arguments.n > 1 and not arguments.temperature:
         _parser().error(f"--n {arguments.n} greedy responses are all the same; give a --temperature, such as 1.0")
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(name)s: %(message)s")
-    if arguments.bert_path:
-        logger.info("--bert_path %s is not needed: a native model folder holds its BERT", arguments.bert_path)
-    try:
+    with explained_exit("inference_batch", arguments.output_dir):
         if arguments.errors:
             sys.stdout.write(errors_report(arguments))
         else:
-            run(arguments, rank, world_size)
-    except (JobError, LoadError, RecordError) as error:
-        sys.exit(f"inference_batch: {error}")
-    except OSError as error:
-        if error.filename:
-            sys.exit(f"inference_batch: {error}")
-        # A full disk names no file.
-        sys.exit(f"inference_batch: {error}, writing to {arguments.output_dir}; make room: the same command goes on")
-    except KeyboardInterrupt:
-        logger.warning("interrupted; what is done is kept, and the same command goes on from here")
-        sys.exit(INTERRUPTED)
+            predict(arguments)
 
 
-def run(arguments: argparse.Namespace, rank: int, world_size: int) -> None:
-    """Does this rank's share of the job and, when it is the last to finish, merges all shares.
-
-    Raises:
-        JobError: the job cannot start.
-        LoadError: the model cannot be loaded as asked.
-        RecordError: the input is no JSONL at all.
-        OSError: a file is missing, or the output cannot be written.
-    """
-    inputs = read_inputs(arguments.input_jsonl)
+def predict(arguments: argparse.Namespace) -> None:
+    """This rank's share of the predictions."""
+    if arguments.bert_path:
+        logger.info("--bert_path %s is not needed: a native model folder holds its BERT", arguments.bert_path)
     loading = LoadOptions.of(arguments, arguments.model_path).resolved()
-    job = PredictionJob(output_path(arguments), inputs, job_settings(arguments, loading))
-    shard = job.open_shard(rank)
-    if shard is None:
-        logger.info("nothing is left to do: %s", job.summary())
-        return
-    with shard:
-        share = [line for line in list(inputs)[rank::world_size] if line not in shard.done]
-        if done := len(shard.done):
-            logger.info("going on: %d of %d records are done", done, len(inputs))
-        records = {}
-        for line in share:
-            entry = inputs[line]
-            try:
-                records[line] = asked(entry, arguments.template)
-            except RecordError as error:
-                shard.add_failure(line, entry, RecordError.__name__, str(error))
-        if records:
-            predict_share(arguments, loading, records, shard)
-        missing = job.merge()
-    if missing:
-        logger.info("this process is done; %d records are with other ranks, the last of which merges", missing)
-    else:
-        # The rank that merges has the last word, whichever it is.
-        logger.setLevel(logging.INFO)
-        logger.info(job.summary())
+    job = PredictionJob(output_path(arguments), read_inputs(arguments.input_jsonl), job_settings(arguments, loading))
+
+    def start(device: str) -> "Predictor":
+        # Here, because a finished job and a rank without work should not wait for torch.
+        from humanomni.inference import Predictor
+        from humanomni.sampling import Sampling
+
+        sampling = None
+        if arguments.temperature:
+            sampling = Sampling(arguments.n, (arguments.temperature,), seed=arguments.seed)
+        return Predictor(
+            loading,
+            modality=arguments.modal,
+            early=arguments.early,
+            max_new_tokens=arguments.max_new_tokens,
+            sampling=sampling,
+            device=arguments.device or device,
+        )
+
+    def clip_of(record: Record) -> Path:
+        return resolve_video(record.video, arguments.input_jsonl, arguments.data_root)
+
+    def ask(record: Record) -> Record:
+        return record if arguments.template is None else fill(arguments.template, record)
+
+    run_rank(
+        job,
+        start,
+        clip_of,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        token_budget=arguments.token_budget,
+        ask=ask,
+    )
 
 
-def asked(entry: Record | BadLine, template: str | None) -> Record:
-    """The record with the question that it will be asked: its own, or the template filled with its keys.
+def fill(template: str, record: Record) -> Record:
+    """The record with the template, filled with its keys, as its question.
 
     Raises:
-        RecordError: the line is no record, or lacks a key of the template.
+        RecordError: the record lacks a key of the template.
     """
-    if isinstance(entry, BadLine):
-        raise RecordError(str(entry))
-    if template is None:
-        return entry
-    keys = {**entry.extra, "id": entry.id, "video": entry.video, "question": entry.question}
+    keys = {**record.extra, "id": record.id, "video": record.video, "question": record.question}
     try:
-        return replace(entry, question=template.format_map(keys))
+        return replace(record, question=template.format_map(keys))
     except KeyError as error:
-        raise RecordError(f"record {entry.id} has no {error} for the template; it has {', '.join(keys)}") from error
+        raise RecordError(f"record {record.id} has no {error} for the template; it has {', '.join(keys)}") from error
 
 
 def errors_report(arguments: argparse.Namespace) -> str:
@@ -139,46 +122,6 @@ def errors_report(arguments: argparse.Namespace) -> str:
         if len(of_kind) > REPORTED:
             lines.append(f"  and {len(of_kind) - REPORTED} more")
     return "\n".join(lines) + "\n"
-
-
-def predict_share(
-    arguments: argparse.Namespace, loading: LoadOptions, records: dict[int, Record], shard: Shard
-) -> None:
-    """Predicts this rank's records and writes each outcome to its shard at once."""
-    # Here, because a finished job and a rank without work should not wait for torch and a model.
-    from transformers.utils.logging import disable_progress_bar
-
-    from humanomni.inference import Failure, Item, Predictor, pick_device
-    from humanomni.sampling import Sampling
-
-    speaks = logger.isEnabledFor(logging.INFO)
-    if not speaks:
-        disable_progress_bar()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    sampling = None
-    if arguments.temperature:
-        sampling = Sampling(arguments.n, (arguments.temperature,), seed=arguments.seed)
-    predictor = Predictor(
-        loading,
-        modality=arguments.modal,
-        early=arguments.early,
-        max_new_tokens=arguments.max_new_tokens,
-        sampling=sampling,
-        device=arguments.device or pick_device(local_rank),
-    )
-    items = (
-        Item(line, record, resolve_video(record.video, arguments.input_jsonl, arguments.data_root))
-        for line, record in records.items()
-    )
-    outcomes = predictor.predict(items, arguments.batch_size, arguments.num_workers, arguments.token_budget)
-    progress = tqdm(outcomes, total=len(records), unit="sample", disable=not speaks)
-    with logging_redirect_tqdm(), progress:
-        for item, outcome in progress:
-            if isinstance(outcome, Failure):
-                logger.warning("record %s failed: %s", item.record.id, outcome.detail)
-                shard.add_failure(item.line, item.record, outcome.error, outcome.detail)
-            else:
-                shard.add_prediction(item.line, outcome)
 
 
 def output_path(arguments: argparse.Namespace) -> Path:
@@ -201,16 +144,12 @@ def job_settings(arguments: argparse.Namespace, loading: LoadOptions) -> dict[st
     Batch size, token budget, workers and the number of processes are not among them.
     """
     return {
-        "model": model_fingerprint(loading.model),
-        "adapter": model_fingerprint(loading.adapter) if loading.adapter else None,
+        **model_identity(loading),
         "input": file_fingerprint(arguments.input_jsonl),
         "data_root": str(arguments.data_root) if arguments.data_root else None,
         "modal": arguments.modal,
         "early": arguments.early,
         "max_new_tokens": arguments.max_new_tokens,
-        "dtype": loading.dtype,
-        "attention": loading.attention,
-        "quantize": loading.quantize,
         "template": arguments.template,
         "n": arguments.n,
         "temperature": arguments.temperature,

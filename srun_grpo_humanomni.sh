@@ -30,47 +30,11 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")}"
 # shellcheck source=scripts/launch.sh
 source scripts/launch.sh
+# shellcheck source=scripts/judge.sh
+source scripts/judge.sh
 
-# start_judge: starts srun_fgce.sh and sees to its end; a judge that an earlier start of this job left behind goes first.
-start_judge() {
-    rm -f "$FGCE_RUN/endpoints"
-    if [ -n "${SLURM_JOB_ID:-}" ]; then
-        local job
-        # Its name lets a requeued job find the judge that Slurm did not let it end.
-        scancel --quiet --name="fgce-$SLURM_JOB_ID" || true
-        job=$(sbatch --parsable --job-name="fgce-$SLURM_JOB_ID" --nodes="${FGCE_NODES:-1}" srun_fgce.sh)
-        trap 'scancel "'"${job%%;*}"'"' EXIT
-    else
-        mkdir -p logs
-        FGCE_HOST=${FGCE_HOST:-127.0.0.1} bash srun_fgce.sh > logs/fgce.log 2>&1 &
-        trap 'kill '"$!"' 2> /dev/null || true' EXIT
-    fi
-}
-
-# find_judge: exports the URLs and the token of the FG-CE servers, unless FGCE_URL is given or there are none.
-find_judge() {
-    local started=$SECONDS
-    until [ -f "$FGCE_RUN/endpoints" ] || [ $((SECONDS - started)) -ge "$FGCE_WAIT" ]; do sleep 1; done
-    if [ -f "$FGCE_RUN/endpoints" ]; then
-        FGCE_URL=$(paste -sd, "$FGCE_RUN/endpoints")
-        FGCE_TOKEN=$(cat "$FGCE_RUN/token")
-        export FGCE_URL FGCE_TOKEN
-        echo "FG-CE servers: $FGCE_URL"
-    elif [ "$FGCE_WAIT" -gt 0 ]; then
-        echo "No FG-CE server wrote $FGCE_RUN/endpoints within $FGCE_WAIT seconds; see the log of srun_fgce.sh." >&2
-        return 1
-    else
-        echo "No FG-CE server: FGCE_URL is not set and $FGCE_RUN/endpoints is not there; only phase 2 needs one."
-    fi
-}
-
-export FGCE_RUN=${FGCE_RUN:-runs/fgce}
-if [ -z "${FGCE_URL:-}" ]; then
-    if [ -n "${FGCE_START:-}" ]; then
-        start_judge
-        FGCE_WAIT=${FGCE_WAIT:-1800}
-    fi
-    FGCE_WAIT=${FGCE_WAIT:-0}
-    find_judge
+if [ -n "${FGCE_START:-}" ] && [ -z "${FGCE_URL:-}" ]; then
+    start_judge
 fi
+find_judge
 launch train_grpo.py "${1:-configs/0.5B/grpo1.yaml}" "${@:2}"

@@ -6,7 +6,7 @@ import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fgce.judges import JudgeConfig, LexiconConfig
 from fgce.rubric import DEFAULT_RUBRIC
 from fgce.sentences import SplitterName
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -84,6 +86,15 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Fgce
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong.
     """
+    return load_settings(FgceConfig, path, overrides)
+
+
+def load_settings(model: type[Settings], path: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """`load_config` for settings of any model.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong.
+    """
     data: Any = {}
     source = "the overrides"
     if path is not None:
@@ -98,7 +109,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Fgce
     for override in overrides:
         _apply(data, override)
     try:
-        return FgceConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, p['loc']))}={p['input']!r}: {p['msg']}" for p in error.errors())
         raise ConfigError(f"{source}: {'; '.join(problems)}") from error

@@ -22,12 +22,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
+from humanomni.loading import LoadOptions
 from humanomni.records import BadLine, JsonlWriter, Line, Record, read_jsonl, read_records, write_whole
 
 logger = logging.getLogger(__name__)
 
 # What decides a model's answers; a trainer leaves more in the folder, which must not make a job start afresh.
-_MODEL_FILES = (
+MODEL_FILES = (
     "*config.json",
     "*.safetensors",
     "*.index.json",
@@ -76,10 +77,21 @@ def file_fingerprint(path: Path) -> str:
 
 def model_fingerprint(folder: Path) -> str:
     """Tells models apart by the names, sizes and times of their files: weights are too large to be read for it."""
-    files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
+    files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
     status = [(str(file.relative_to(folder)), file.stat()) for file in files]
     identity = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in status]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+def model_identity(loading: LoadOptions) -> dict[str, str | None]:
+    """Of a job's settings those that say which model answers, and how it is loaded."""
+    return {
+        "model": model_fingerprint(loading.model),
+        "adapter": model_fingerprint(loading.adapter) if loading.adapter else None,
+        "dtype": loading.dtype,
+        "attention": loading.attention,
+        "quantize": loading.quantize,
+    }
 
 
 class PredictionJob:

@@ -8,6 +8,7 @@ Its tokenizers are trained on the corpus, so that a word is about one token.
 
 import argparse
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,7 @@ CHAT_TEMPLATE = (
 )
 IMAGE_SIZE, PATCH_SIZE = 48, 8
 SOUND_SECONDS, MEL_BINS = 4, 64
+GATE_VOCAB_SIZE = 512
 INIT_STD = 0.06  # narrow layers want larger weights than the 0.02 of wide ones
 
 
@@ -62,6 +64,23 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Qwen2Tokenizer:
     return tokenizer
 
 
+def train_gate_tokenizer(texts: list[str], vocab_size: int) -> BertTokenizer:
+    """BERT's WordPiece with the corpus's characters and its most frequent words as pieces.
+
+    The trainer of the tokenizers library breaks ties by the order of a hash table, so that two runs of it differ.
+    """
+    stock = BertTokenizer()
+    backend = stock.backend_tokenizer
+    normalised = (backend.normalizer.normalize_str(text) for text in texts)
+    words = Counter(word for text in normalised for word, _ in backend.pre_tokenizer.pre_tokenize_str(text))
+    characters = sorted(set("".join(words)))
+    ranked = sorted(words, key=lambda word: (-words[word], word))
+    special = sorted(stock.get_vocab(), key=stock.get_vocab().__getitem__)
+    pieces = [*special, *characters, *(f"##{character}" for character in characters), *ranked]
+    vocab = {piece: index for index, piece in enumerate(list(dict.fromkeys(pieces))[:vocab_size])}
+    return BertTokenizer(vocab=vocab, model_max_length=256)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, required=True, help="SFT records whose words the tokenizer learns")
@@ -73,7 +92,7 @@ def main() -> None:
 
     texts = list(corpus_texts(args.corpus))
     tokenizer = train_tokenizer(texts, args.vocab_size)
-    gate_tokenizer = BertTokenizer(model_max_length=256).train_new_from_iterator(texts, 512, show_progress=False)
+    gate_tokenizer = train_gate_tokenizer(texts, GATE_VOCAB_SIZE)
     config = HumanOmniConfig(
         text_config=Qwen2Config(
             vocab_size=args.vocab_size,

@@ -3,6 +3,7 @@
 #   bash scripts/test.sh                     all tests
 #   bash scripts/test.sh -k fgce -x          a part of them
 #   bash scripts/test.sh --setup-only        only the install
+# shellcheck source=scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 ensure_environment dev
 if [ "${1:-}" = --setup-only ]; then

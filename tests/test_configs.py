@@ -15,6 +15,7 @@ from humanomni.training.sft import SFTArguments, run_sft
 
 REPO = Path(__file__).parents[1]
 FILES = sorted(path for size in ("toy", "0.5B", "7B") for path in (REPO / "configs" / size).glob("*.yaml"))
+SUPERVISED = ("sft", "rft")
 REAL = [path for path in FILES if path.parent.name != "toy"]
 
 
@@ -23,12 +24,12 @@ def name(path: Path) -> str:
 
 
 def content(path: Path) -> dict[str, Any]:
-    return read_config(path, SFTArguments if path.stem.startswith("sft") else GRPOArguments)
+    return read_config(path, SFTArguments if path.stem in SUPERVISED else GRPOArguments)
 
 
 def parse(path: Path, output: Path, *flags: str) -> SFTArguments | GRPOArguments:
     """Through the class of the file's stage; without DeepSpeed where that extra is not installed."""
-    arguments_class = SFTArguments if path.stem.startswith("sft") else GRPOArguments
+    arguments_class = SFTArguments if path.stem in SUPERVISED else GRPOArguments
     without = [] if importlib.util.find_spec("deepspeed") else ["--deepspeed", ""]
     return parse_arguments(
         arguments_class, ["--config", str(path), "--output_dir", str(output), "--use_cpu", *without, *flags]
@@ -48,7 +49,7 @@ def test_every_shipped_file_parses(path: Path, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("size", ["0.5B", "7B"])
 def test_each_stage_starts_from_the_one_before(size: str):
-    stages = [content(REPO / f"configs/{size}/{stage}.yaml") for stage in ("sft", "grpo1", "grpo2", "grpo3")]
+    stages = [content(REPO / f"configs/{size}/{stage}.yaml") for stage in ("sft", "grpo1", "grpo2", "rft", "grpo3")]
     assert stages[0]["model_path"] == f"models/HumanOmni-{size}"
     for before, after in zip(stages, stages[1:], strict=False):
         assert after["model_path"] == before["output_dir"]
@@ -63,12 +64,13 @@ def test_the_phases_of_grpo_differ_in_nothing_but_model_rewards_and_output(size:
     assert phases[0] == phases[1] == phases[2]
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo1", "grpo2", "grpo3"])
+@pytest.mark.parametrize("stage", ["sft", "grpo1", "grpo2", "rft", "grpo3"])
 def test_the_sizes_differ_in_nothing_but_what_their_size_asks_for(stage: str):
     small, large = (content(REPO / f"configs/{size}/{stage}.yaml") for size in ("0.5B", "7B"))
     assert {key for key in small | large if small.get(key) != large.get(key)} <= {
         *("model_path", "output_dir", "deepspeed", "max_length"),
         *("per_device_train_batch_size", "num_generations", "records_per_step"),
+        *(["train_data"] if stage == "rft" else []),  # each size is taught by its own candidates
     }
 
 

@@ -18,10 +18,12 @@ class CoherenceScorer:
     Args:
         client: the FG-CE server.
         scores_file: JSONL of kept scores, made or continued.
+        reasons: ask the judge for a sentence of reason a score, which costs a judge that generates text much more.
     """
 
-    def __init__(self, client: FgceClient, scores_file: Path) -> None:
+    def __init__(self, client: FgceClient, scores_file: Path, reasons: bool = True) -> None:
         self._client = client
+        self._reasons = reasons
         self._interview: Interview[_Question, ExplanationScore] = Interview(
             self._ask, ("", "neutral"), scores_file, ExplanationScore
         )
@@ -54,7 +56,7 @@ class CoherenceScorer:
             ScoreItem(id=key, explanation=explanation, predicted_emotion=predicted)
             for key, (explanation, predicted) in questions.items()
         ]
-        response = self._client.score_sync(items, gen_explanation=True)
+        response = self._client.score_sync(items, gen_explanation=self._reasons)
         return Reply(identity_of(rubric=response.rubric, judge=response.judge), response.results)
 
     def _result(self, prediction: Prediction, scores: Mapping[str, ExplanationScore]) -> ExplanationScore:

@@ -1,0 +1,59 @@
+# shellcheck shell=bash
+# Sourced where an FG-CE judge is needed; exports FGCE_URL, and FGCE_TOKEN where there is one.
+#   FGCE_RUN   the folder of srun_fgce.sh with endpoints and token (runs/fgce)
+#   FGCE_WAIT  seconds to wait for servers that load (0; for one that is started here 1800)
+export FGCE_RUN=${FGCE_RUN:-runs/fgce}
+
+# start_judge: starts srun_fgce.sh and sees to its end; a judge that an earlier start of this job left behind goes first.
+start_judge() {
+    FGCE_WAIT=${FGCE_WAIT:-1800}
+    rm -f "$FGCE_RUN/endpoints"
+    if [ -n "${SLURM_JOB_ID:-}" ]; then
+        local job
+        # Its name lets a requeued job find the judge that Slurm did not let it end.
+        scancel --quiet --name="fgce-$SLURM_JOB_ID" || true
+        job=$(sbatch --parsable --job-name="fgce-$SLURM_JOB_ID" --nodes="${FGCE_NODES:-1}" srun_fgce.sh)
+        trap 'scancel "'"${job%%;*}"'"' EXIT
+    else
+        mkdir -p logs
+        FGCE_HOST=${FGCE_HOST:-127.0.0.1} bash srun_fgce.sh > logs/fgce.log 2>&1 &
+        trap 'kill '"$!"' 2> /dev/null || true' EXIT
+    fi
+}
+
+# find_judge: the servers of srun_fgce.sh, unless FGCE_URL is given or there are none.
+find_judge() {
+    local started=$SECONDS wait=${FGCE_WAIT:-0}
+    [ -z "${FGCE_URL:-}" ] || return 0
+    until [ -f "$FGCE_RUN/endpoints" ] || [ $((SECONDS - started)) -ge "$wait" ]; do sleep 1; done
+    if [ -f "$FGCE_RUN/endpoints" ]; then
+        FGCE_URL=$(paste -sd, "$FGCE_RUN/endpoints")
+        FGCE_TOKEN=$(cat "$FGCE_RUN/token")
+        export FGCE_URL FGCE_TOKEN
+        echo "FG-CE servers: $FGCE_URL"
+    elif [ "$wait" -gt 0 ]; then
+        echo "No FG-CE server wrote $FGCE_RUN/endpoints within $wait seconds; see the log of srun_fgce.sh." >&2
+        return 1
+    else
+        echo "No FG-CE server: FGCE_URL is not set and $FGCE_RUN/endpoints is not there; only phase 2 needs one."
+    fi
+}
+
+# serve_judge CONFIG LOCK LOG: a server of this machine, once, ready when this returns. It ends when nobody holds LOCK
+# any more, and so also after a kill -9 of the script that started it.
+serve_judge() {
+    local config=$1 lock=$2 log=$3 server
+    [ -z "${FGCE_URL:-}" ] || return 0
+    python -m fgce serve --config "$config" --port 0 > "$log" 2>&1 9>&- &
+    server=$!
+    (flock --shared "$lock" kill "$server" 2> /dev/null || true) 9>&- &
+    until FGCE_URL=$(sed -n 's/.*FG-CE ready at \(http.*\)$/\1/p' "$log") && [ -n "$FGCE_URL" ]; do
+        if ! kill -0 "$server" 2> /dev/null; then
+            echo "the FG-CE server did not get ready; see $log" >&2
+            return 1
+        fi
+        sleep 0.5
+    done
+    export FGCE_URL
+    echo "== FG-CE judge at $FGCE_URL, log in $log"
+}
