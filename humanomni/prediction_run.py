@@ -91,7 +91,7 @@ def run_rank(
             except RecordError as error:
                 shard.add_failure(line, entry, RecordError.__name__, str(error))
         if records:
-            _predict(records, shard, start, clip_of, batch_size, num_workers, token_budget)
+            predict_share(records, shard, start, clip_of, batch_size, num_workers, token_budget)
         missing = job.merge()
     if missing:
         logger.info("this process is done; %d records are with other ranks, the last of which merges", missing)
@@ -101,7 +101,7 @@ def run_rank(
     return True
 
 
-def _predict(
+def predict_share(
     records: dict[int, Record],
     shard: Shard,
     start: Callable[[str], "Predictor"],

@@ -8,14 +8,13 @@ import time
 from typing import Any
 
 import inference_batch
+from humanomni import prediction_run
 from humanomni.prediction_shards import Shard
 from humanomni.records import Record
 
 
-def predict_share(*arguments: Any) -> None:
-    """Takes the place of the function of that name; its last arguments are the records by line, and the shard."""
-    records: dict[int, Record] = arguments[-2]
-    shard: Shard = arguments[-1]
+def predict_share(records: dict[int, Record], shard: Shard, *_: Any) -> None:
+    """Takes the place of the function of that name."""
     for line, record in records.items():
         time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
         response = f"<think>Clip {record.id}. {'Her brows are lowered. ' * 20}</think>\n<answer>anger</answer>"
@@ -24,5 +23,5 @@ def predict_share(*arguments: Any) -> None:
 
 
 if __name__ == "__main__":
-    inference_batch.predict_share = predict_share
+    prediction_run.predict_share = predict_share
     inference_batch.main()

@@ -22,7 +22,6 @@ from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import EMOTION_QUESTION, MODALITIES
 from humanomni.records import Record, read_records, resolve_video
-from humanomni.sampling import GumbelNoise, Sampling
 
 SCRIPT = Path(__file__).parents[1] / "inference_batch.py"
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -302,30 +301,6 @@ def test_text_alone_needs_no_clip(model_dir: Path, items: list[Item]) -> None:
     predictor = Predictor(LoadOptions(model_dir), modality="text", max_new_tokens=4)
     [(_, outcome)] = predictor.predict([Item(1, items[0].record, Path("nowhere.mp4"))])
     assert not isinstance(outcome, Failure)
-
-
-def drawn(model_dir: Path, items: list[Item], batch_size: int, seed: int = 0) -> dict[int, list[str]]:
-    sampling = Sampling(n=3, seed=seed)
-    predictor = Predictor(LoadOptions(model_dir), max_new_tokens=8, sampling=sampling)
-    outcomes = list(predictor.predict(items, batch_size))
-    assert all(outcome["raw_response"] == outcome["candidates"][0]["raw_response"] for _, outcome in outcomes)
-    return {item.line: [sample["raw_response"] for sample in outcome["candidates"]] for item, outcome in outcomes}
-
-
-def test_draws_hang_on_record_and_seed_and_on_no_batch(model_dir: Path, items: list[Item]) -> None:
-    alone = drawn(model_dir, items[:3], batch_size=1)
-    assert drawn(model_dir, items[2::-1], batch_size=9) == alone
-    assert drawn(model_dir, items[:3], batch_size=9, seed=1) != alone
-    assert all(len(set(samples)) == 3 for samples in alone.values())
-
-
-def test_draws_follow_the_softmax_at_the_temperature() -> None:
-    logits, rows = torch.tensor([2.0, 1.0, 0.0, -torch.inf]), 20_000
-    draw = GumbelNoise(Sampling(n=1), torch.arange(rows), torch.full((rows,), 0.5), torch.device("cpu"))
-    tokens = draw(torch.zeros(rows, 1), logits.expand(rows, 4)).argmax(dim=1)
-    shares = torch.bincount(tokens, minlength=4) / rows
-    torch.testing.assert_close(shares, (logits / 0.5).softmax(dim=0), atol=0.01, rtol=0)
-    assert shares[3] == 0
 
 
 def test_a_failure_that_passes_is_no_failure(

@@ -69,7 +69,7 @@ def write_records(path: Path, count: int) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "humanomni"}')
     return folder
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from humanomni.inference import Failure, Item, Predictor
+from humanomni.loading import LoadOptions
 from humanomni.records import Record, read_records, resolve_video
 from humanomni.sampling import GumbelNoise, Sampling
 
@@ -57,11 +58,14 @@ def items(toy_world_dir: Path) -> list[Item]:
 
 
 def test_a_candidate_does_not_hang_on_its_batch(tiny_model_dir: Path, items: list[Item]) -> None:
-    predictor = Predictor(tiny_model_dir, sampling=Sampling(n=3, temperatures=(0.7, 1.3)), max_new_tokens=8)
+    predictor = Predictor(
+        LoadOptions(tiny_model_dir), sampling=Sampling(n=3, temperatures=(0.7, 1.3)), max_new_tokens=8
+    )
     together = {item.line: outcome for item, outcome in predictor.predict(items, batch_size=12, num_workers=1)}
     alone = {item.line: outcome for item, outcome in predictor.predict(items[::-1], batch_size=1, num_workers=1)}
     assert together == alone
     candidates = together[0]["candidates"]
+    assert together[0]["raw_response"] == candidates[0]["raw_response"]
     assert [one["temperature"] for one in candidates] == [0.7, 1.3, 0.7]
     assert len({one["raw_response"] for one in candidates}) == 3
 
@@ -69,7 +73,7 @@ def test_a_candidate_does_not_hang_on_its_batch(tiny_model_dir: Path, items: lis
 def test_a_batch_that_fails_is_halved_with_its_seeds(
     tiny_model_dir: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = Predictor(tiny_model_dir, sampling=Sampling(n=2), max_new_tokens=8)
+    predictor = Predictor(LoadOptions(tiny_model_dir), sampling=Sampling(n=2), max_new_tokens=8)
     straight = list(predictor.predict(items, batch_size=8, num_workers=1))
     generate = predictor.model.generate
 
@@ -85,7 +89,7 @@ def test_a_batch_that_fails_is_halved_with_its_seeds(
 def test_a_clip_of_which_a_candidate_fails_is_a_failure(
     tiny_model_dir: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = Predictor(tiny_model_dir, sampling=Sampling(n=2), max_new_tokens=8)
+    predictor = Predictor(LoadOptions(tiny_model_dir), sampling=Sampling(n=2), max_new_tokens=8)
     monkeypatch.setattr(predictor, "respond", lambda inputs: ["fine", Failure("ValueError", "no"), "fine", "fine"])
     (_, first), (_, second) = predictor.predict(items[:2], batch_size=4, num_workers=1)
     assert first == Failure("ValueError", "no")

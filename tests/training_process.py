@@ -44,7 +44,7 @@ class FixedRollouts(HumanOmniGRPOTrainer):
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
         super()._generate_single_turn(*args, **kwargs)
         completions = []
-        for row, record in enumerate(self._records):
+        for row, record in enumerate(self._records[self._mode]):
             answer = record["solution"] if row % self.num_generations % 2 else "contempt"
             cue = hashlib.sha256(f"{record['id']} {row % self.num_generations}".encode()).hexdigest()[:4]
             text = f"<think>She smiles {cue}.</think>\n<answer>{answer}</answer>"
