@@ -1,15 +1,17 @@
-"""Scoring a file of explanations, whoever wrote it: JSONL or CSV, resumable, with a summary."""
+"""Scoring a file of explanations, whoever wrote it: JSON lines, a JSON array or CSV, resumable, with a summary."""
 
 import csv
+import gzip
 import json
 import logging
 import re
+import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import IO, Any
 
 from pydantic import ValidationError
 from tqdm import tqdm
@@ -224,26 +226,40 @@ def _check_identity(target: Path, path: Path, response: ScoreResponse) -> None:
 
 
 def _records(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered records; the number is the line in the file."""
+    """Numbered records of a CSV, of JSON lines or of a JSON array, gzipped or not; the number is the line, or the place
+    in the array."""
     try:
-        with source.open(encoding="utf-8-sig", newline="") as lines:
-            if source.suffix.lower() == ".csv":
+        with _open(source) as lines:
+            if ".csv" in map(str.lower, source.suffixes):
                 reader = csv.DictReader(lines)
-                for record in reader:
-                    yield reader.line_num, record
+                yield from ((reader.line_num, record) for record in reader)
                 return
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, _json_object(source, number, line)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+            for number, line in numbered:
+                if line.lstrip().startswith("["):
+                    array = _json(source, number, line + lines.read())
+                    yield from ((place, _as_object(source, place, one)) for place, one in enumerate(array, start=1))
+                    return
+                yield number, _as_object(source, number, _json(source, number, line))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{source}: cannot be read: {error}") from error
 
 
-def _json_object(source: Path, number: int, line: str) -> dict[str, Any]:
+def _open(source: Path) -> IO[str]:
+    with source.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    opened: IO[str] = (gzip.open if zipped else open)(source, "rt", encoding="utf-8-sig", newline="")
+    return opened
+
+
+def _json(source: Path, number: int, text: str) -> Any:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source}:{number}: not JSON: {error}") from error
+
+
+def _as_object(source: Path, number: int, record: Any) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(f"{source}:{number}: expected a JSON object, found {type(record).__name__}")
     return record

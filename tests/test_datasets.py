@@ -63,7 +63,8 @@ CASES: dict[str, tuple[Callable[[Layout], None], str]] = {
 }
 
 
-COMMANDS = re.findall(r"^python scripts/prepare_data\.py (.+)$", (REPO / "docs/data.md").read_text(), re.MULTILINE)
+GUIDES = "".join((REPO / name).read_text() for name in ("README.md", "docs/data.md"))
+COMMANDS = sorted(set(re.findall(r"^python scripts/prepare_data\.py (.+)$", GUIDES, re.MULTILINE)))
 # The folders under /data of those commands.
 FOLDERS: dict[str, Callable[[Layout], None]] = {
     "MAFW": layouts.mafw,
@@ -71,7 +72,7 @@ FOLDERS: dict[str, Callable[[Layout], None]] = {
     "DFEW": layouts.dfew,
     "RAVDESS": layouts.ravdess,
     "EMER_v1": layouts.emer_v1,
-    "MER2023_all": layouts.mer2023,
+    "MER2023": layouts.mer2023,
     "MER2024": layouts.mer2024,
     "MER2025": layouts.mer2025,
     "MERR": layouts.merr,
@@ -122,12 +123,12 @@ def test_a_layout_gives_its_golden_records(case: str, clip: Path, root: Path, tm
         assert all(isinstance(record, Record) and Path(record.video).exists() for record in read_records(path))
 
 
-def test_the_guide_has_an_example_of_every_data_set() -> None:
+def test_the_guides_have_an_example_of_every_data_set() -> None:
     assert {command.split()[0] for command in COMMANDS} == set(DATASETS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_example_of_the_guide_works(command: str, clip: Path, root: Path, tmp_path: Path) -> None:
+def test_an_example_of_the_guides_works(command: str, clip: Path, root: Path, tmp_path: Path) -> None:
     folder = re.findall(r"--root /data/(\w+)", command)[0]
     if folder == "EMER":
         layouts.emer_v2(Layout(root, clip))

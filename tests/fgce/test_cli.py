@@ -1,6 +1,7 @@
 """python -m fgce, as a user runs it."""
 
 import csv
+import gzip
 import json
 import re
 from pathlib import Path
@@ -47,6 +48,24 @@ def test_score_reads_csv_with_other_column_names_through_a_server(tmp_path: Path
     assert json.loads(target.read_text())["score"] == 5
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("array", [False, True])
+def test_score_reads_what_inference_reads(tmp_path: Path, array: bool, zipped: bool):
+    text = json.dumps(RECORDS, indent=1) if array else "\r\n\r\n".join(json.dumps(record) for record in RECORDS)
+    source, target = tmp_path / "in.json", tmp_path / "out.jsonl"
+    content = b"\xef\xbb\xbf" + text.encode()
+    source.write_bytes(gzip.compress(content) if zipped else content)
+    assert main(["score", str(source), "--output", str(target)]) == 0
+    assert [json.loads(line)["id"] for line in target.read_text().splitlines()] == ["a", "b"]
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    source = tmp_path / "in.jsonl.gz"
+    source.write_bytes(gzip.compress(json.dumps(RECORDS[0]).encode())[:-12])
+    assert main(["score", str(source), "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert re.search(r"in.jsonl.gz: cannot be read: .*end-of-stream", caplog.text)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -54,7 +73,10 @@ def test_score_reads_csv_with_other_column_names_through_a_server(tmp_path: Path
         ('{"id": 1, "think_text": "x", "pred": "y"}\n' * 2, r"in.jsonl:2: id '1' is also on line 1"),
         ("", "in.jsonl: no records"),
         ("{", "in.jsonl:1: not JSON"),
-        ("[]", "in.jsonl:1: expected a JSON object"),
+        ("[]", "in.jsonl: no records"),
+        ("3", "in.jsonl:1: expected a JSON object, found int"),
+        ('[{"id": 1}, 3]', "in.jsonl:2: expected a JSON object, found int"),
+        ("[1, ", "in.jsonl:1: not JSON"),
         (json.dumps({"answer": TAGGED, "truth": TAGGED}), r"in.jsonl:1: the columns \['answer', 'truth'\] all hold"),
     ],
 )
