@@ -4,8 +4,9 @@
     torchrun --nproc_per_node 8 inference_batch.py --model_path ... --input_jsonl ... --output_dir ... --batch_size 32
 
 Writes OUTPUT_DIR/<input name> (with --early, <input name>_early) of {"id", "video", "gt", "pred", "think_text",
-"raw_response"} (with --temperature, also "candidates": --n of them) and, where records failed,
-<input name>.errors.jsonl of {"id", "video", "line", "error", "detail"}, which --errors sums up.
+"raw_response", "has_audio"} (with --temperature, also "candidates": --n of them; of a part of a clip, "start" and
+"end"). Where records failed, <input name>.errors.jsonl of {"id", "video", "line", "error", "detail"}, which --errors
+sums up.
 A run that was killed is continued by the same command, also with another number of processes or another batch size; a
 finished one is left alone. Failed records do not make the run fail: its exit status is 0 and its last line counts them.
 """

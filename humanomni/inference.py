@@ -119,7 +119,9 @@ class Predictor:
 
         A prediction is ``{"id", "video", "gt", "pred", "think_text", "raw_response"}``: gt the record's target as
         written, pred the answer's text, None where none can be read. With sampling the last three are of the first
-        candidate, and ``"candidates"`` lists them of each, with its ``"temperature"``.
+        candidate, and ``"candidates"`` lists them of each, with its ``"temperature"``. A part of a clip has its
+        ``"start"`` and ``"end"`` in seconds. Where the model listens, ``"has_audio"`` says whether there was anything
+        but silence to hear.
 
         Args:
             batch_size: rows of a batch; halved for good when the GPU's memory does not suffice.
@@ -181,6 +183,7 @@ class Predictor:
                 failures[item.line] = Failure.of(error)
             else:
                 rows += [Row(item, clip, draw) for draw in self._draws(item.record)]
+        clips = {row.item.line: row.clip for row in rows}
         responses: dict[int, list[str]] = {}
         for row, response in zip(rows, self.respond(rows) if rows else [], strict=True):
             if isinstance(response, Failure):
@@ -188,7 +191,8 @@ class Predictor:
             else:
                 responses.setdefault(row.item.line, []).append(response)
         for item, _ in batch:
-            yield item, failures.get(item.line) or self._prediction(item.record, responses[item.line])
+            failure = failures.get(item.line)
+            yield item, failure or self._prediction(item.record, clips[item.line], responses[item.line])
 
     def _draws(self, record: Record) -> list[dict[str, Tensor]]:
         if self.sampling is None:
@@ -252,9 +256,12 @@ class Predictor:
             ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
-    def _prediction(self, record: Record, responses: Sequence[str]) -> dict[str, Any]:
+    def _prediction(self, record: Record, clip: TrainingClip, responses: Sequence[str]) -> dict[str, Any]:
         readings = [self._reading(response) for response in responses]
-        prediction = {"id": record.id, "video": record.video, "gt": record.target, **readings[0]}
+        prediction: dict[str, Any] = {"id": record.id, "video": record.video, "gt": record.target, **readings[0]}
+        prediction |= {name: second for name in ("start", "end") if (second := getattr(record, name)) is not None}
+        if clip.mel is not None:
+            prediction["has_audio"] = clip.has_audio
         if self.sampling is None:
             return prediction
         temperatures = [self.sampling.temperature(candidate) for candidate in range(self.sampling.n)]

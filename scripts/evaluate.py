@@ -20,7 +20,7 @@ from typing import Any
 
 from fgce.client import FgceClient
 from humanomni.evaluation.cards import MAX_CARDS, choose_samples, with_views
-from humanomni.evaluation.clips import view_clips
+from humanomni.evaluation.clips import ClipPart, view_clips
 from humanomni.evaluation.coherence import CoherenceScorer
 from humanomni.evaluation.conveyed import EmotionNamer
 from humanomni.evaluation.judged import JudgeChangedError
@@ -81,8 +81,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     _write(output / "summary.json", json.dumps(summary, indent=1))
     if "html" in arguments.format:
         samples = choose_samples(shown, arguments.max_cards)
-        paths = _clips(stages, arguments.data_root)
-        views = view_clips({sample["id"]: paths[sample["id"]] for sample in samples})
+        parts = _parts(stages, arguments.data_root)
+        views = view_clips({sample["id"]: parts[sample["id"]] for sample in samples})
         _write(output / "report.html", render_report(summary, shown, with_views(samples, views)))
     if "md" in arguments.format:
         _write(output / "summary.md", markdown(summary))
@@ -157,9 +157,13 @@ def _stage_info(path: Path | None, names: list[str]) -> dict[str, dict[str, Any]
     return info
 
 
-def _clips(files: dict[str, _File], data_root: Path | None) -> dict[str, Path]:
-    """Where each clip is, by its id."""
-    return {p.id: resolve_video(p.video, file.path, data_root) for file in files.values() for p in file.predictions}
+def _parts(files: dict[str, _File], data_root: Path | None) -> dict[str, ClipPart]:
+    """What the models were shown, by its id."""
+    return {
+        p.id: ClipPart(resolve_video(p.video, file.path, data_root), p.start, p.end)
+        for file in files.values()
+        for p in file.predictions
+    }
 
 
 def _write(path: Path, text: str) -> None:

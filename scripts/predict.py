@@ -61,6 +61,8 @@ def predict(arguments: argparse.Namespace) -> None:
 
     answer, explanation = outcome["pred"], outcome["think_text"]
     sys.stdout.write(f"answer: {answer}\nexplanation: {explanation}\n")
+    if not outcome.get("has_audio", True):
+        sys.stdout.write("The clip has no sound: the model heard silence.\n")
     if answer is None or explanation is None:
         sys.stdout.write(f"The response is not of the form that was asked for: {outcome['raw_response']!r}\n")
     if arguments.fgce and answer and explanation:

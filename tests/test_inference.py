@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from media_factory import write_clip
 
 from humanomni.evaluation.predictions import read_predictions
 from humanomni.inference import FORCED_EMPTY_THINK, Failure, Item, Predictor, Row
@@ -96,7 +97,7 @@ def test_every_record_is_predicted_or_listed_as_failed(straight: Run, records: l
     predictions = [json.loads(line) for line in straight.predictions.splitlines()]
     identities = [record.id for record in records]
     assert [p["id"] for p in predictions] == identities + [f"{identity} again" for identity in identities]
-    assert all(list(p) == ["id", "video", "gt", "pred", "think_text", "raw_response"] for p in predictions)
+    assert all(list(p) == ["id", "video", "gt", "pred", "think_text", "raw_response", "has_audio"] for p in predictions)
     assert {p["gt"] for p in predictions} == {"anger"}
     assert len({p["raw_response"] for p in predictions}) > 20, "the model should tell clips apart"
 
@@ -291,10 +292,20 @@ def test_a_record_may_mean_a_part_of_its_clip(model_dir: Path, items: list[Item]
     whole = items[0].record
     parts = [dataclasses.replace(whole, start=start, end=end) for start, end in ((None, None), (0.0, 0.5), (50, 51))]
     outcomes = list(predictor.predict([Item(line, part, items[0].clip) for line, part in enumerate(parts)]))
-    responses = [outcome["raw_response"] for _, outcome in outcomes[:2] if isinstance(outcome, dict)]
-    assert responses[0] != responses[1]
+    (_, shown_whole), (_, shown_part), *_ = outcomes
+    assert shown_whole["raw_response"] != shown_part["raw_response"]
+    assert "end" not in shown_whole
+    assert (shown_part["start"], shown_part["end"], shown_part["has_audio"]) == (0.0, 0.5, True)
     assert isinstance(outcomes[2][1], Failure)
     assert "no frame between second 50 and 51" in outcomes[2][1].detail
+
+
+def test_a_clip_without_sound_is_marked(model_dir: Path, items: list[Item], tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "silent.mp4", frames=20, sound=None)
+    for modality, marked in (("video_audio", {"has_audio": False}), ("video", {})):
+        predictor = Predictor(LoadOptions(model_dir), modality, max_new_tokens=4)
+        [(_, outcome)] = predictor.predict([Item(1, items[0].record, clip)])
+        assert {name: outcome[name] for name in outcome.keys() & {"has_audio"}} == marked
 
 
 def test_text_alone_needs_no_clip(model_dir: Path, items: list[Item]) -> None:

@@ -16,7 +16,7 @@ from media_factory import write_clip
 
 from fgce.client import FgceClient
 from humanomni.evaluation.cards import MAX_CARDS, choose_samples, with_views
-from humanomni.evaluation.clips import STRIP_BYTES, ClipView, view_clips
+from humanomni.evaluation.clips import STRIP_BYTES, ClipPart, ClipView, view_clips
 from humanomni.evaluation.coherence import CoherenceScorer
 from humanomni.evaluation.conveyed import EmotionNamer
 from humanomni.evaluation.predictions import read_predictions
@@ -67,7 +67,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_predictions(files["sft"], rows)
     history = [{"step": step, "reward": step / 10, "kl": 0.01} for step in range(1, 20)]
     info = {"grpo1": {"seconds": 60.0, "log_history": history}, "grpo2": {"log_history": history}}
-    return build_report(files, info, view_clips({row["id"]: Path(row["video"]) for row in rows}), "toy")
+    return build_report(files, info, view_clips({row["id"]: ClipPart(Path(row["video"])) for row in rows}), "toy")
 
 
 @pytest.fixture(scope="module")

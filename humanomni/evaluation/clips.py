@@ -31,21 +31,30 @@ class ClipView:
     note: str | None = None
 
 
-def view_clips(paths: Mapping[str, Path]) -> dict[str, ClipView]:
-    """One view for every key of `paths`; an unreadable clip gives a note with the reason, never an error."""
-    if not paths:
+@dataclass(frozen=True)
+class ClipPart:
+    """What a model was shown: a file, or its part between two seconds."""
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
+
+
+def view_clips(parts: Mapping[str, ClipPart]) -> dict[str, ClipView]:
+    """One view for every key of `parts`; an unreadable clip gives a note with the reason, never an error."""
+    if not parts:
         return {}
-    share = STRIP_BYTES // len(paths)
+    share = STRIP_BYTES // len(parts)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        views = pool.map(lambda path: view_clip(path, share), paths.values())
-        progress = tqdm(views, total=len(paths), desc="clips", leave=False, disable=None)
-        return dict(zip(paths, progress, strict=True))
+        views = pool.map(lambda part: view_clip(part, share), parts.values())
+        progress = tqdm(views, total=len(parts), desc="clips", leave=False, disable=None)
+        return dict(zip(parts, progress, strict=True))
 
 
-def view_clip(path: Path, max_bytes: int) -> ClipView:
+def view_clip(part: ClipPart, max_bytes: int) -> ClipView:
     """The view of one clip, its strip at most `max_bytes` large."""
     try:
-        clip = load_clip(path)
+        clip = load_clip(part.path, start=part.start, end=part.end)
     except MediaError as error:
         return ClipView(note=f"The clip cannot be shown: {error.reason}.")
     strip = _strip(clip, max_bytes)

@@ -15,7 +15,7 @@ from fgce.emotion import EmotionItem, EmotionRequest, EmotionResponse
 from fgce.schema import ScoreItem, ScoreRequest, ScoreResponse
 from humanomni.evaluation.anatomy import FUNCTIONS, MODALITIES
 from humanomni.evaluation.cards import answer_entry
-from humanomni.evaluation.clips import view_clip
+from humanomni.evaluation.clips import ClipPart, view_clip
 from humanomni.evaluation.coherence import unscored
 from humanomni.evaluation.predictions import Prediction
 from humanomni.evaluation.report import environment
@@ -88,7 +88,7 @@ def answer_parts(clip: Path, name: str, respond: Respond, judge: DemoJudge) -> I
 
     A clip that cannot be read, or that the model fails on, ends with {"failed": why}.
     """
-    view = view_clip(clip, _STRIP_BYTES)
+    view = view_clip(ClipPart(clip), _STRIP_BYTES)
     yield {"clip": {"id": name, **vars(view)}}
     response = respond(clip)
     if isinstance(response, str):

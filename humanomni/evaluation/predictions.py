@@ -41,6 +41,7 @@ class Prediction:
         answer: the predicted emotion in the model's own words; "" without an answer.
         explanation: the think text; "" without one.
         response: the raw response; None where the file does not keep it.
+        start, end: the part of the clip that was shown, in seconds; None for its beginning and end.
     """
 
     id: str
@@ -50,6 +51,8 @@ class Prediction:
     answer: str
     explanation: str
     response: str | None
+    start: float | None = None
+    end: float | None = None
 
     @property
     def correct(self) -> bool:
@@ -95,7 +98,14 @@ class Prediction:
             answer=(answer or "").strip(),
             explanation=(explanation or "").strip(),
             response=raw,
+            **_part(line),
         )
+
+
+def _part(line: Line) -> dict[str, float]:
+    part = {name: line.value.get(name) for name in ("start", "end")}
+    # Other programs may mean something else by these names.
+    return {name: second for name, second in part.items() if isinstance(second, int | float)}
 
 
 def _texts(line: Line) -> dict[str, str | None]:

@@ -23,10 +23,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingClip:
-    """What a model needs of a clip: frames uint8 [T, 3, S, S] and log-mel float32 [M, F], as its modality asks."""
+    """What a model needs of a clip: frames uint8 [T, 3, S, S] and log-mel float32 [M, F], as its modality asks.
+
+    A clip without sound has the mel of silence, and ``has_audio`` says so.
+    """
 
     pixels: Tensor | None
     mel: Tensor | None
+    has_audio: bool = True
 
 
 class ClipLoader:
@@ -79,7 +83,7 @@ class ClipLoader:
         except SafetensorError as error:
             logger.warning("%s is damaged (%s) and is made again", entry, error)
         else:
-            return TrainingClip(tensors.get("pixels"), tensors.get("mel"))
+            return TrainingClip(tensors.get("pixels"), tensors.get("mel"), bool(tensors["has_audio"]))
         clip = self._decode(path, start, end)
         self._store(entry, clip)
         return clip
@@ -89,6 +93,7 @@ class ClipLoader:
         return TrainingClip(
             pixels=None if clip.frames is None else self.processor.resize(clip.frames),
             mel=self.processor.mel(clip.waveform) if "audio" in MODALITIES[self.modality] else None,
+            has_audio=clip.has_audio,
         )
 
     def _key(self, path: Path, start: float | None, end: float | None) -> str:
@@ -102,7 +107,7 @@ class ClipLoader:
 
     def _store(self, entry: Path, clip: TrainingClip) -> None:
         """Writes through a temporary name, so that ranks and workers never read half an entry."""
-        tensors = {name: value for name, value in vars(clip).items() if value is not None}
+        tensors = {name: torch.as_tensor(value) for name, value in vars(clip).items() if value is not None}
         handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".part")
         os.close(handle)
         save_file(tensors, temporary)
