@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -117,12 +118,14 @@ def test_two_nodes_meet_through_the_real_torchrun(repo: Path, tmp_path: Path, co
     commands.add("torchrun", f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n')
     commands.add("srun", FAKE_SRUN)
     commands.add("scontrol", "#!/bin/sh\necho 127.0.0.1\n")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
     variables = commands.variables(
-        SLURM_JOB_ID="1", SLURM_NNODES="2", SLURM_JOB_NODELIST="local", GPUS_PER_NODE="1", RDZV_PORT="29871"
+        SLURM_JOB_ID="1", SLURM_NNODES="2", SLURM_JOB_NODELIST="local", GPUS_PER_NODE="1", RDZV_PORT=str(port)
     )
     source = f'source scripts/launch.sh; launch "{program}" configs/toy/sft.yaml --seed 3'
     done = subprocess.run(
-        ["bash", "-c", source], cwd=repo, env=variables, capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-c", source], cwd=repo, env=variables, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,14 @@ class Runs:
 
 
 @pytest.fixture
-def runs(tiny_model_dir: Path, data: Path, tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+def runs(
+    tiny_model_dir: Path, data: Path, tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Runs]:
     monkeypatch.chdir(repo)  # where the paths in the configurations start
-    return Runs(tiny_model_dir, data, tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the other processes: another number rounds differently
+    yield Runs(tiny_model_dir, data, tmp_path)
+    torch.set_num_threads(threads)
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], start: Path, tolerance: float) -> None:
