@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of draws (%(default)s)")
     parser.add_argument("--batch_size", type=_positive, default=16, help="rows of a batch, a process (%(default)s)")
     parser.add_argument("--token_budget", type=_positive, help="most tokens of a batch, padding and responses included")
-    parser.add_argument("--num_workers", type=_positive, default=4, help="threads that decode clips (%(default)s)")
+    parser.add_argument("--num_workers", type=_positive, default=4, help="processes that decode clips (%(default)s)")
     add_load_arguments(parser)
     parser.add_argument("--errors", action="store_true", help="list the records that failed, and do nothing else")
     parser.add_argument("--bert_path", help="accepted for the commands of the authors' release, and not used")

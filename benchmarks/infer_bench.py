@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from unittest import mock
 
 import torch
 from measure import Ceilings, Phases, profiled, synchronised_time
 from roofline import Roofline
-from transformers import set_seed
-from workload import SIZES, make_clips, make_processor, question_of, save_without_weights
+from workload import SIZES, make_clips, make_model, make_processor, question_of, save_without_weights
 
+from humanomni import inference
 from humanomni.inference import Item, Predictor
 from humanomni.loading import LoadOptions
 from humanomni.records import Record
@@ -45,12 +46,10 @@ def main(command_line: Sequence[str] | None = None) -> None:
         processor = make_processor(config)
         question = question_of(processor, PROMPT_TEXT_TOKENS)
         clips = make_clips(folder / "clips", batch * options.batches)
-        set_seed(0)
-        predictor = Predictor(
-            LoadOptions(save_without_weights(config, processor, folder / "model"), dtype="bfloat16"),
-            max_new_tokens=NEW_TOKENS,
-            device="cuda",
-        )
+        loading = LoadOptions(save_without_weights(config, processor, folder / "model"))
+        # The folder holds no weights: they are drawn where they are to be.
+        with mock.patch.object(inference, "load_model", return_value=make_model(config, "cuda", torch.bfloat16).eval()):
+            predictor = Predictor(loading, max_new_tokens=NEW_TOKENS, device="cuda")
         # Random weights would end a response at any token.
         predictor.model.generation_config.suppress_tokens = [
             *processor.placeholder_ids,

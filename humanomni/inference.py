@@ -1,4 +1,4 @@
-"""Records in, responses out: clips decoded ahead by threads, left-padded batches, greedy or seeded decoding.
+"""Records in, responses out: clips decoded ahead by processes, left-padded batches, greedy or seeded decoding.
 
 A record's response depends on the record alone, not on its batch: rows are left-padded and masked (the authors' release
 pads on the right and goes on after the padding), and a row that fails takes no other with it. In float32 that holds to
@@ -6,11 +6,8 @@ the byte; in half precision another batch size may decide a near tie between two
 """
 
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +15,8 @@ from torch import Tensor
 
 from humanomni.batching import plan_batches
 from humanomni.completion import parse_completion
+from humanomni.decode_ahead import Failure, Item, decode_ahead
 from humanomni.loading import LoadOptions, load_model, load_processor
-from humanomni.media import MediaError
 from humanomni.records import Record
 from humanomni.sampling import DRAW_INPUTS, GumbelNoise, Sampling
 from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
@@ -31,32 +28,6 @@ FORCED_EMPTY_THINK = "<think></think>\n<answer>"
 _ANSWER_END = "</answer>"
 
 _PREFETCHED_BATCHES = 3  # decoded ahead of the batch that the model works on
-
-
-@dataclass(frozen=True)
-class Item:
-    """A record of the input.
-
-    Attributes:
-        line: its line number.
-        clip: its file; the record's start and end say which part.
-    """
-
-    line: int
-    record: Record
-    clip: Path
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a record has no response: the error's class and its message."""
-
-    error: str
-    detail: str
-
-    @classmethod
-    def of(cls, error: BaseException) -> "Failure":
-        return cls(type(error).__name__, str(error))
 
 
 @dataclass(frozen=True)
@@ -125,21 +96,19 @@ class Predictor:
 
         Args:
             batch_size: rows of a batch; halved for good when the GPU's memory does not suffice.
-            num_workers: threads that decode clips.
+            num_workers: processes that decode clips; 0 decodes in this one, a batch after the other.
             token_budget: the most of a batch's rows times its longest prompt and response, in tokens; None for no end.
         """
         items = list(items)
         rows_a_record = self.sampling.n if self.sampling else 1
         lengths = [length * rows_a_record for length in self._lengths(items)]
         planned = list(plan_batches(lengths, max(batch_size // rows_a_record, 1), token_budget))
-        with ThreadPoolExecutor(num_workers, thread_name_prefix="decode") as pool:
-            ahead = batch_size * _PREFETCHED_BATCHES
-            decoding = self._decode_ahead(pool, [items[position] for batch in planned for position in batch], ahead)
-            try:
-                for batch in planned:
-                    yield from self._predict_batch([next(decoding) for _ in batch])
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        in_order = [items[position] for batch in planned for position in batch]
+        decoded = zip(
+            in_order, decode_ahead(in_order, self._clips, num_workers, batch_size * _PREFETCHED_BATCHES), strict=True
+        )
+        for batch in planned:
+            yield from self._predict_batch([next(decoded) for _ in batch])
 
     def _lengths(self, items: Sequence[Item]) -> list[int]:
         """Tokens of each item's prompt, with its media, and response."""
@@ -151,38 +120,16 @@ class Predictor:
                 known[question] = 0
         return [known[item.record.question] + self.max_new_tokens for item in items]
 
-    def _decode_ahead(
-        self, pool: ThreadPoolExecutor, items: Iterable[Item], ahead: int
-    ) -> Iterator[tuple[Item, "Future[TrainingClip]"]]:
-        waiting: deque[tuple[Item, Future[TrainingClip]]] = deque()
-        for item in items:
-            waiting.append((item, pool.submit(self._decode, item)))
-            if len(waiting) > ahead:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-
-    def _decode(self, item: Item) -> TrainingClip:
-        """A file system under load fails now and then: a clip is given up after the second failure."""
-        part = item.record.start, item.record.end
-        try:
-            return self._clips.load(item.clip, *part)
-        except (MediaError, OSError) as error:
-            logger.debug("%s is read once more: %s", item.clip, error)
-            return self._clips.load(item.clip, *part)
-
     def _predict_batch(
-        self, batch: list[tuple[Item, "Future[TrainingClip]"]]
+        self, batch: Sequence[tuple[Item, TrainingClip | Failure]]
     ) -> Iterator[tuple[Item, dict[str, Any] | Failure]]:
-        rows: list[Row] = []
-        failures: dict[int, Failure] = {}
-        for item, future in batch:
-            try:
-                clip = future.result()
-            except (MediaError, OSError, ValueError, RuntimeError, MemoryError) as error:
-                failures[item.line] = Failure.of(error)
-            else:
-                rows += [Row(item, clip, draw) for draw in self._draws(item.record)]
+        rows = [
+            Row(item, clip, draw)
+            for item, clip in batch
+            if isinstance(clip, TrainingClip)
+            for draw in self._draws(item.record)
+        ]
+        failures = {item.line: clip for item, clip in batch if isinstance(clip, Failure)}
         clips = {row.item.line: row.clip for row in rows}
         responses: dict[int, list[str]] = {}
         for row, response in zip(rows, self.respond(rows) if rows else [], strict=True):

@@ -115,15 +115,25 @@ class HumanOmniProcessor(ProcessorMixin):
     def resize(self, frames: np.ndarray) -> Tensor:
         """Frames uint8 [T, H, W, 3] -> uint8 [T, 3, S, S], squared as ``frame_fit`` says: what a cache keeps."""
         images = [Image.fromarray(frame) for frame in frames]
+        height, width = frames.shape[1:3]
         if self.frame_fit == "pad":
-            colour = tuple(int(255 * mean) for mean in self.image_processor.image_mean)
-            images = [_pad_to_square(image, colour) for image in images]
+            height = width = max(height, width)
         # Width before height, as Pillow always did when the published models were trained; Pillow 13 takes the cheaper
-        # order, which differs by up to 19 levels on narrow images.
-        width, resample = self.image_processor.size["width"], self.image_processor.resample
-        images = [image.resize((width, image.height), resample) for image in images]
+        # order, which differs by up to 19 levels on narrow images. Rows that are all padding need no resizing.
+        narrow, resample = self.image_processor.size["width"], self.image_processor.resample
+        images = [self._padded(image, width, image.height) for image in images]
+        images = [image.resize((narrow, image.height), resample) for image in images]
+        images = [self._padded(image, narrow, height) for image in images]
         resized = self.image_processor(images=images, do_rescale=False, do_normalize=False, return_tensors="pt")
         return resized["pixel_values"].to(torch.uint8)
+
+    def _padded(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        """The image amid the mean colour, which is what normalising makes zero."""
+        if image.size == (width, height):
+            return image
+        padded = Image.new("RGB", (width, height), tuple(int(255 * mean) for mean in self.image_processor.image_mean))
+        padded.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+        return padded
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 [..., 3, S, S] -> float32, scaled and normalised with SigLIP's mean and deviation a channel."""
@@ -273,13 +283,6 @@ def stack_rows(rows: Sequence[Tensor | None]) -> Tensor | None:
     if present is None:
         return None
     return torch.stack([torch.zeros_like(present) if row is None else row for row in rows])
-
-
-def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), colour)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
 
 
 AutoProcessor.register(HumanOmniConfig, HumanOmniProcessor)

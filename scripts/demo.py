@@ -61,7 +61,7 @@ def load_model(arguments: argparse.Namespace) -> Respond:
 
     def respond(clip: Path) -> dict[str, Any] | str:
         record = Record(id=_CLIP, video=clip.name, question=EMOTION_QUESTION, target=None)
-        [(_, outcome)] = predictor.predict([Item(1, record, clip)], batch_size=1, num_workers=1)
+        [(_, outcome)] = predictor.predict([Item(1, record, clip)], num_workers=0)
         return outcome.detail if isinstance(outcome, Failure) else outcome
 
     return respond

@@ -55,7 +55,7 @@ def predict(arguments: argparse.Namespace) -> None:
     )
     clip = str(arguments.clip)
     record = Record(clip, clip, arguments.question, None, start=arguments.start, end=arguments.end)
-    [(_, outcome)] = predictor.predict([Item(1, record, arguments.clip)])
+    [(_, outcome)] = predictor.predict([Item(1, record, arguments.clip)], num_workers=0)
     if isinstance(outcome, Failure):
         sys.exit(f"predict: {outcome.detail}")
 

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--output_dir", type=Path, required=True)
     add("--data_root", type=Path, help="folder of relative clip paths (the input's)")
     add("--batch_size", type=int, default=64, help="candidates of a batch, a process (%(default)s)")
-    add("--num_workers", type=int, default=4, help="threads that decode clips (%(default)s)")
+    add("--num_workers", type=int, default=4, help="processes that decode clips (%(default)s)")
     add_load_arguments(parser)
     return parser
 

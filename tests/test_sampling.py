@@ -61,8 +61,8 @@ def test_a_candidate_does_not_hang_on_its_batch(tiny_model_dir: Path, items: lis
     predictor = Predictor(
         LoadOptions(tiny_model_dir), sampling=Sampling(n=3, temperatures=(0.7, 1.3)), max_new_tokens=8
     )
-    together = {item.line: outcome for item, outcome in predictor.predict(items, batch_size=12, num_workers=1)}
-    alone = {item.line: outcome for item, outcome in predictor.predict(items[::-1], batch_size=1, num_workers=1)}
+    together = {item.line: outcome for item, outcome in predictor.predict(items, batch_size=12)}
+    alone = {item.line: outcome for item, outcome in predictor.predict(items[::-1], batch_size=1)}
     assert together == alone
     candidates = together[0]["candidates"]
     assert together[0]["raw_response"] == candidates[0]["raw_response"]
@@ -74,7 +74,7 @@ def test_a_batch_that_fails_is_halved_with_its_seeds(
     tiny_model_dir: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = Predictor(LoadOptions(tiny_model_dir), sampling=Sampling(n=2), max_new_tokens=8)
-    straight = list(predictor.predict(items, batch_size=8, num_workers=1))
+    straight = list(predictor.predict(items, batch_size=8))
     generate = predictor.model.generate
 
     def small_batches_only(**inputs: torch.Tensor) -> torch.Tensor:
@@ -83,7 +83,7 @@ def test_a_batch_that_fails_is_halved_with_its_seeds(
         return generate(**inputs)
 
     monkeypatch.setattr(predictor.model, "generate", small_batches_only)
-    assert list(predictor.predict(items, batch_size=8, num_workers=1)) == straight
+    assert list(predictor.predict(items, batch_size=8)) == straight
 
 
 def test_a_clip_of_which_a_candidate_fails_is_a_failure(
@@ -91,7 +91,7 @@ def test_a_clip_of_which_a_candidate_fails_is_a_failure(
 ) -> None:
     predictor = Predictor(LoadOptions(tiny_model_dir), sampling=Sampling(n=2), max_new_tokens=8)
     monkeypatch.setattr(predictor, "respond", lambda inputs: ["fine", Failure("ValueError", "no"), "fine", "fine"])
-    (_, first), (_, second) = predictor.predict(items[:2], batch_size=4, num_workers=1)
+    (_, first), (_, second) = predictor.predict(items[:2], batch_size=4)
     assert first == Failure("ValueError", "no")
     assert [one["raw_response"] for one in second["candidates"]] == ["fine", "fine"]
 

@@ -1,0 +1,100 @@
+"""Clips decoded ahead of the model, by processes of their own.
+
+Threads would not do: decoding is thousands of short calls into FFmpeg, after each of which a thread waits for Python's
+lock. Sixteen of them gave 8 clips a second where sixteen processes have time for 30 (docs/performance.md).
+"""
+
+import ctypes
+import logging
+import os
+import pickle
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.data import DataLoader, Dataset
+
+from humanomni.media import MediaError
+from humanomni.records import Record
+from humanomni.training.clips import ClipLoader, TrainingClip
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+@dataclass(frozen=True)
+class Item:
+    """A record of the input.
+
+    Attributes:
+        line: its line number.
+        clip: its file; the record's start and end say which part.
+    """
+
+    line: int
+    record: Record
+    clip: Path
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a record has no response: the error's class and its message."""
+
+    error: str
+    detail: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        return cls(type(error).__name__, str(error))
+
+
+def decode_ahead(
+    items: Sequence[Item], clips: ClipLoader, num_workers: int, ahead: int
+) -> Iterator[TrainingClip | Failure]:
+    """The clip of each item, in order, or why there is none.
+
+    Args:
+        clips: decodes them.
+        num_workers: processes, at most one a core; 0 decodes in this one when the clip is asked for.
+        ahead: about how many clips wait decoded.
+    """
+    num_workers = min(num_workers, len(os.sched_getaffinity(0)))
+    loader = DataLoader(
+        _Clips(items, clips),
+        batch_size=None,
+        num_workers=num_workers,
+        # Through a pipe: the shared memory that tensors would take is 64 MB in many a container.
+        collate_fn=pickle.dumps,
+        prefetch_factor=max(2, -(-ahead // num_workers)) if num_workers else None,
+        worker_init_fn=_end_with_parent,
+        multiprocessing_context="fork" if num_workers else None,
+    )
+    return map(pickle.loads, loader)
+
+
+class _Clips(Dataset):
+    def __init__(self, items: Sequence[Item], clips: ClipLoader) -> None:
+        self._items, self._clips = items, clips
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> TrainingClip | Failure:
+        """A file system under load fails now and then: a clip is given up after the second failure."""
+        item = self._items[index]
+        part = item.record.start, item.record.end
+        try:
+            try:
+                return self._clips.load(item.clip, *part)
+            except (MediaError, OSError) as error:
+                logger.debug("%s is read once more: %s", item.clip, error)
+                return self._clips.load(item.clip, *part)
+        except (MediaError, OSError, ValueError, RuntimeError, MemoryError) as error:
+            return Failure.of(error)
+
+
+def _end_with_parent(worker: int) -> None:
+    """A worker inherits the locks on the output: it must not outlive a process that is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
