@@ -154,7 +154,8 @@ class Predictor:
         """The model's inputs [B, ...], a row each."""
         questions = [row.item.record.question for row in rows]
         inputs = self.processor.text_inputs([self._prompt(question) for question in questions])
-        inputs |= batch_media([row.clip for row in rows], [self.modality] * len(rows), self.processor)
+        clips, modalities = [row.clip for row in rows], [self.modality] * len(rows)
+        inputs |= batch_media(clips, modalities, self.processor, self.model.device)
         if "pixel_values" in inputs:
             inputs |= self.processor.gate_inputs(questions, self.modality)
         return inputs | {name: torch.stack([row.draw[name] for row in rows]) for name in rows[0].draw}

@@ -138,7 +138,7 @@ class HumanOmniProcessor(ProcessorMixin):
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 [..., 3, S, S] -> float32, scaled and normalised with SigLIP's mean and deviation a channel."""
         mean, std = (
-            torch.tensor(values).view(3, 1, 1)
+            torch.tensor(values, device=pixels.device).view(3, 1, 1)
             for values in (self.image_processor.image_mean, self.image_processor.image_std)
         )
         return (pixels.float() * self.image_processor.rescale_factor - mean) / std

@@ -149,7 +149,7 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     def _encode(self, clips: Sequence[TrainingClip | None], turns: Sequence[Turn]) -> dict[str, Tensor]:
         """The model's media inputs, one row a clip; the outputs of frozen towers in place of their inputs."""
         modalities = [turn.modality for turn in turns]
-        media = batch_media(clips, modalities, self.processing_class)
+        media = batch_media(clips, modalities, self.processing_class, self.accelerator.device)
         if "pixel_values" in media:
             media |= self.processing_class.gate_inputs([turn.question for turn in turns], modalities)
         media = {name: value.to(self.accelerator.device) for name, value in media.items()}
