@@ -9,6 +9,7 @@ from transformers import GenerationMixin
 
 from humanomni.modeling import HumanOmniForConditionalGeneration, HumanOmniModel
 from humanomni.processing import HumanOmniProcessor
+from humanomni.training.lora import add_adapter
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,22 @@ def test_the_tokens_are_those_of_the_library(
     expected = by_the_library(model, inputs, monkeypatch, **settings)
     torch.manual_seed(0)
     assert torch.equal(model.generate(**inputs, **settings), expected)
+
+
+def test_an_adapter_is_worn_in_decoding_as_it_is_now(
+    model: HumanOmniForConditionalGeneration, processor: HumanOmniProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = batch(processor, QUESTIONS)
+    seen = [model.generate(**inputs, **GREEDY)]
+    add_adapter(model, ["language_model"], rank=4, alpha=8, dropout=0.0, seed=0, base=Path())
+    for _ in range(2):  # as training goes on
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(seen)))
+        expected = by_the_library(model, inputs, monkeypatch, **GREEDY)
+        seen.append(model.generate(**inputs, **GREEDY))
+        assert torch.equal(seen[-1], expected)
+    assert not any(torch.equal(seen[index], seen[index - 1]) for index in range(3))
 
 
 def test_a_decoder_serves_smaller_batches_and_shorter_prompts(

@@ -29,6 +29,7 @@ from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
 from humanomni.training.completion_log import CompletionLog, sample_of
 from humanomni.training.groups import pack_groups
 from humanomni.training.judge_watch import JudgeWatch
+from humanomni.training.lora import switch_off_adapter
 from humanomni.training.rewards import CoherenceReward, text_of
 from humanomni.training.run import StageArguments, require_finite
 
@@ -88,7 +89,7 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._shuffled = False
         beta = args.beta
         # TRL's reference is a second full model, read from disk again. Sharded weights cannot be shared.
-        shared = beta != 0 and kwargs.get("peft_config") is None and cast(StageArguments, args).sharding_stage < 3
+        shared = beta != 0 and cast(StageArguments, args).sharding_stage < 3
         reference = reference_of(model, torch.bfloat16 if args.bf16 else None) if shared else None
         args.beta = 0.0 if shared else beta
         super().__init__(model=model, args=args, **kwargs)
@@ -311,12 +312,13 @@ def comparable_rewards(rewards: Tensor, unreadable: Tensor, group_size: int) -> 
 def reference_of(
     policy: HumanOmniForConditionalGeneration, dtype: torch.dtype | None
 ) -> HumanOmniForConditionalGeneration:
-    """The policy as it is now, frozen: its frozen parts are the policy's own, the others are copied.
+    """The policy as it is before training, frozen: its frozen parts are the policy's own, the others are copied.
 
     With ``dtype``, what autocast would cast at every use is cast once, which changes no figure.
     """
     memo = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
     reference = copy.deepcopy(policy, memo).requires_grad_(False).eval()
+    switch_off_adapter(reference)  # it changes nothing yet, and would cost time
     # The frozen parts are shared, so their trainability is the policy's; they had none.
     if dtype is not None:
         cast_ahead(reference, dtype)
