@@ -177,12 +177,19 @@ def _decode_layer(
     return hidden_B1D + layer.mlp(layer.post_attention_layernorm(hidden_B1D))
 
 
-def _merged_copy(modules: nn.Module, dtype: torch.dtype) -> nn.Module:
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Casts the parameters and no buffer: rotary frequencies in bfloat16 turn the thousandth position by a radian."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _merged_copy(modules: nn.ModuleList, dtype: torch.dtype) -> nn.ModuleList:
     """A copy with plain layers in place of those with a LoRA adapter; its values are :func:`_merged_parameters`."""
     merged = copy.deepcopy(modules)
     for name, layer in _adapted_layers(merged).items():
         merged.set_submodule(name, layer.base_layer)
-    return merged.to(dtype)
+    cast_parameters(merged, dtype)
+    return merged
 
 
 def _merged_parameters(modules: nn.Module) -> Iterator[Tensor]:

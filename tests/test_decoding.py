@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GenerationMixin
 
+from humanomni.decoding import Decoder
 from humanomni.modeling import HumanOmniForConditionalGeneration, HumanOmniModel
 from humanomni.processing import HumanOmniProcessor
 from humanomni.training.lora import add_adapter
@@ -123,3 +124,18 @@ def test_decoding_in_half_precision_follows_the_float32_weights(
             model.lm_head.weight.copy_(torch.roll(model.lm_head.weight, 7, dims=0))
         after = model.generate(**inputs, **settings)
     assert not torch.equal(before, after)
+
+
+def test_a_copy_in_half_precision_is_the_model_in_half_precision_at_far_positions_too(
+    model: HumanOmniForConditionalGeneration, tiny_model_dir: Path
+) -> None:
+    """Rotary frequencies must not be rounded with the weights: a thousand positions on they would be a radian off."""
+    half = HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir, dtype=torch.bfloat16)
+    embeds = torch.randn(1, 1200, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
+    logits = [
+        Decoder(each.model.language_model, each.lm_head, torch.bfloat16, 1, 1200).prefill(
+            embeds, torch.ones(1, 1200, dtype=torch.long), 1
+        )
+        for each in (model.requires_grad_(False), half.requires_grad_(False))
+    ]
+    assert torch.equal(*logits)

@@ -113,6 +113,20 @@ def test_ddp_and_zero_learn_what_one_process_learns(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.parametrize("zero", [0, *ZERO])
+def test_grpo_in_bfloat16_starts_with_policy_and_reference_alike(zero: int, lora_rank: int, runs: Runs) -> None:
+    """Slow: two processes load torch and DeepSpeed, which computes in bfloat16 throughout, unlike autocast."""
+    settings: dict[str, Any] = {"bf16": True, "records_per_step": 2, "max_steps": 2, "learning_rate": 1e-2}
+    settings |= {"lora_rank": lora_rank} | ({"deepspeed": f"configs/deepspeed/zero{zero}.json"} if zero else {})
+    done = runs.elsewhere("grpo", "run", {"FIXED_ROLLOUTS": "1"}, processes=2 if zero else 1, **settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = json.loads((runs.folder / "run/trainer_state.json").read_text())["log_history"]
+    first, second = (row["kl"] for row in log if "kl" in row)
+    assert first < 1e-6 < second  # the forward that keeps gradients rounds differently
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", ZERO[1:])
 def test_a_killed_run_goes_on_under_zero_3(zero: int, runs: Runs) -> None:
     """Slow: three runs of two processes with DeepSpeed; rollouts are sampled, so the ranks' random states count too."""

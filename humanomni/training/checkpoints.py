@@ -175,7 +175,7 @@ def saved_state(checkpoint: Path, callback: str) -> dict[str, Any]:
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
-    """Bytes of a checkpoint: the weights as they are held, with LoRA the trained ones alone, and their AdamW moments."""
+    """Bytes of a checkpoint: the weights as they are held, but for what LoRA leaves, and AdamW's moments."""
     whole = not is_adapted(model)
     return sum(
         count(parameter) * (parameter.element_size() + _ADAM_BYTES * parameter.requires_grad)

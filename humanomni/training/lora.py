@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -91,7 +92,7 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
 def switch_off_adapter(model: nn.Module) -> None:
     """Lets the adapted layers compute as their base does."""
     for module in model.modules():
-        if hasattr(module, "lora_A"):
+        if isinstance(module, LoraLayer):
             module.enable_adapters(False)
 
 

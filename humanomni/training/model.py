@@ -20,6 +20,12 @@ def load_model(path: Path, arguments: Any) -> HumanOmniForConditionalGeneration:
     else:
         # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
         model = HumanOmniForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+    prepare(model, path, arguments)
+    return model
+
+
+def prepare(model: HumanOmniForConditionalGeneration, path: Path, arguments: Any) -> None:
+    """Trains and freezes the parts of a model of the folder ``path``, with an adapter where one is asked for."""
     if arguments.lora_rank:
         add_adapter(
             model,
@@ -35,7 +41,6 @@ def load_model(path: Path, arguments: Any) -> HumanOmniForConditionalGeneration:
     # Sharded weights are of one precision, which DeepSpeed or FSDP sees to.
     if arguments.bf16 and arguments.sharding_stage == 0:
         cast_ahead(model, torch.bfloat16)
-    return model
 
 
 def compile_layers(model: HumanOmniForConditionalGeneration, arguments: Any) -> None:
