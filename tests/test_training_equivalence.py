@@ -81,63 +81,81 @@ def test_grpo_learns_the_same_whatever_the_batch_and_with_gradient_checkpointing
     assert_same(checkpointed, whole, runs.model, 1e-3)
 
 
-ZERO = [
-    pytest.param(stage, marks=pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="needs deepspeed"))
-    for stage in (2, 3)
-]
+needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="needs deepspeed")
+SHARDING: dict[str, dict[str, Any]] = {
+    "none": {},
+    "zero2": {"deepspeed": "configs/deepspeed/zero2.json"},
+    "zero3": {"deepspeed": "configs/deepspeed/zero3.json"},
+    "fsdp2": {"fsdp": "full_shard", "fsdp_config": "configs/fsdp2.json"},
+}
+
+
+def cases(*named: tuple[str, str, int]) -> list[Any]:
+    """Stage, sharding and lora_rank, skipped where they need DeepSpeed and it is missing."""
+    return [pytest.param(*case, marks=needs_deepspeed if "zero" in case[1] else []) for case in named]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [0, *ZERO])
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
-@pytest.mark.parametrize("lora_rank", [0, 4])
-def test_ddp_and_zero_learn_what_one_process_learns(
-    stage: str, zero: int, lora_rank: int, runs: Runs, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stage", "sharding", "lora_rank"),
+    cases(
+        ("grpo", "none", 0),  # of SFT, the test of mixed modalities is this one
+        ("grpo", "none", 4),
+        ("sft", "fsdp2", 0),
+        ("sft", "fsdp2", 4),
+        ("grpo", "fsdp2", 0),
+        ("grpo", "fsdp2", 4),
+        *((stage, zero, rank) for stage in ("sft", "grpo") for zero in ("zero2", "zero3") for rank in (0, 4)),
+    ),
+)
+def test_processes_learn_what_one_learns_however_the_model_is_sharded(
+    stage: str, sharding: str, lora_rank: int, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slow: two processes load torch and, with ZeRO, DeepSpeed, whose first run also builds an extension."""
-    if (stage, zero) == ("sft", 0):
-        pytest.skip("the test of mixed modalities is this one")
-    settings: dict[str, Any] = {"sft": {"records_per_step": 4}, "grpo": {"records_per_step": 2}}[stage] | {
-        "max_steps": 2,
-        "lora_rank": lora_rank,
-    }
+    settings: dict[str, Any] = {"max_steps": 2, "lora_rank": lora_rank}
+    settings |= {"sft": {"records_per_step": 4}, "grpo": {"records_per_step": 2}}[stage]
     # By default AdamW makes whole steps of gradients that are nothing but rounding.
     settings["adam_epsilon"] = 1e-2
     monkeypatch.setattr("humanomni.training.grpo.HumanOmniGRPOTrainer", FixedRollouts)
     one = runs.here(stage, "one", **settings)
-    sharded = {"deepspeed": f"configs/deepspeed/zero{zero}.json"} if zero else {}
     batch = {"per_device_train_batch_size": {"sft": 2, "grpo": 4}[stage]}
-    done = runs.elsewhere(stage, "many", {"FIXED_ROLLOUTS": "1"}, processes=2, **settings | batch | sharded)
+    done = runs.elsewhere(stage, "many", {"FIXED_ROLLOUTS": "1"}, processes=2, **settings | batch | SHARDING[sharding])
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(runs.weights("many"), one, runs.model, 2e-3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora_rank", [0, 4])
-@pytest.mark.parametrize("zero", [0, *ZERO])
-def test_grpo_in_bfloat16_starts_with_policy_and_reference_alike(zero: int, lora_rank: int, runs: Runs) -> None:
+@pytest.mark.parametrize(
+    ("stage", "sharding", "lora_rank"),
+    cases(("grpo", "none", 0), *(("grpo", name, rank) for name in ("zero2", "zero3", "fsdp2") for rank in (0, 4))),
+)
+def test_grpo_in_bfloat16_starts_with_policy_and_reference_alike(
+    stage: str, sharding: str, lora_rank: int, runs: Runs
+) -> None:
     """Slow: two processes load torch and DeepSpeed, which computes in bfloat16 throughout, unlike autocast."""
     settings: dict[str, Any] = {"bf16": True, "records_per_step": 2, "max_steps": 2, "learning_rate": 1e-2}
-    settings |= {"lora_rank": lora_rank} | ({"deepspeed": f"configs/deepspeed/zero{zero}.json"} if zero else {})
-    done = runs.elsewhere("grpo", "run", {"FIXED_ROLLOUTS": "1"}, processes=2 if zero else 1, **settings)
+    settings |= {"lora_rank": lora_rank} | SHARDING[sharding]
+    done = runs.elsewhere(stage, "run", {"FIXED_ROLLOUTS": "1"}, processes=1 if sharding == "none" else 2, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     log = json.loads((runs.folder / "run/trainer_state.json").read_text())["log_history"]
     first, second = (row["kl"] for row in log if "kl" in row)
-    assert first < 1e-6 < second  # the forward that keeps gradients rounds differently
+    assert first < 1e-6 < second  # the forward that keeps gradients may round differently
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", ZERO[1:])
-def test_a_killed_run_goes_on_under_zero_3(zero: int, runs: Runs) -> None:
-    """Slow: three runs of two processes with DeepSpeed; rollouts are sampled, so the ranks' random states count too."""
-    settings = {"save_strategy": "steps", "save_steps": 1, "deepspeed": f"configs/deepspeed/zero{zero}.json"}
-    settings |= {"records_per_step": 2}
-    assert runs.elsewhere("grpo", "straight", {}, processes=2, **settings).returncode == 0
-    killed = runs.elsewhere("grpo", "cut", {"KILL_AT_STEP": "3"}, processes=2, **settings)
+@pytest.mark.parametrize(
+    ("stage", "sharding", "lora_rank"), cases(("grpo", "zero3", 0), ("sft", "zero3", 4), ("sft", "fsdp2", 4))
+)
+def test_a_killed_run_goes_on_where_the_model_is_sharded(stage: str, sharding: str, lora_rank: int, runs: Runs) -> None:
+    """Slow: three runs of two processes; GRPO's rollouts are sampled, so the ranks' random states count too."""
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "lora_rank": lora_rank} | SHARDING[sharding]
+    settings |= {"records_per_step": 2, "per_device_train_batch_size": {"sft": 1, "grpo": 4}[stage]}
+    assert runs.elsewhere(stage, "straight", {}, processes=2, **settings).returncode == 0
+    killed = runs.elsewhere(stage, "cut", {"KILL_AT_STEP": "3"}, processes=2, **settings)
     assert killed.returncode != 0
     assert (runs.folder / "cut/checkpoint-2").is_dir()
     assert not (runs.folder / "cut/model.safetensors").exists()
-    done = runs.elsewhere("grpo", "cut", {}, processes=2, **settings)
+    done = runs.elsewhere(stage, "cut", {}, processes=2, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     straight, resumed = runs.weights("straight"), runs.weights("cut")
     assert {name for name in straight if not torch.equal(straight[name], resumed[name])} == set()

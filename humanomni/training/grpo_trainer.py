@@ -158,6 +158,8 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         if "pixel_values" in media:
             media |= self.processing_class.gate_inputs([turn.question for turn in turns], modalities)
         media = {name: value.to(self.accelerator.device) for name, value in media.items()}
+        if self.is_fsdp_enabled:
+            return media  # FSDP gathers a tower's weights within the model's own forward alone
         core: HumanOmniModel = self.accelerator.unwrap_model(self.model).model
         with torch.no_grad(), self.accelerator.autocast():
             if "pixel_values" in media and _is_frozen(core.vision_tower):
