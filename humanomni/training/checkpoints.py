@@ -100,14 +100,19 @@ class WholeCheckpoints:
         else:
             super()._save(output_dir, state_dict)  # type: ignore[misc]
 
+    @property
+    def _loads_adapter(self: Any) -> bool:
+        """With sharded weights, DeepSpeed and accelerate write all of them beside it, and read those."""
+        return is_adapted(self.model) and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
+
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if is_adapted(self.model):
+        if self._loads_adapter:
             load_adapter(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _load_best_model(self: Any) -> None:
-        if is_adapted(self.model) and not self.is_deepspeed_enabled:
+        if self._loads_adapter:
             load_adapter(self.model, Path(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()  # type: ignore[misc]
