@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from real_sizes import real_model
 
+from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.training.dry_run import copied_parameters, count_parameters, estimate_memory, wide_parameters
 from humanomni.training.grpo import GRPOArguments, run_grpo
 from humanomni.training.model import prepare
@@ -134,6 +135,18 @@ def test_the_memory_in_a_file_is_what_the_dry_run_says_and_the_step_is_the_same(
     )
     said = re.search(r"before activations: ([\d.]+), ([\d.]+), ([\d.]+) and ([\d.]+) GiB", path.read_text())
     assert said[place + 1] == f"{memory:.1f}"
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo1", "sft_lora", "grpo1_lora"])
+def test_fsdp_takes_the_place_of_deepspeed(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(REPO)
+    flags = ["--deepspeed", "", "--fsdp", "full_shard", "--fsdp_config", "configs/fsdp2.json"]
+    arguments = parse(REPO / f"configs/7B/{stage}.yaml", tmp_path, *flags, "--dry_run", "--processes", "8")
+    assert arguments.sharding_stage == 3
+    layers = arguments.fsdp_config["transformer_layer_cls_to_wrap"]
+    assert set(layers) == set(HumanOmniForConditionalGeneration._no_split_modules)
+    # The step does not hang on how the model is sharded.
+    assert arguments.records_an_optimizer_step == content(REPO / f"configs/7B/{stage}.yaml")["records_per_step"]
 
 
 def test_a_step_that_does_not_divide_among_the_processes_is_refused(tmp_path: Path):

@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_process import FixedRollouts
-from training_runs import Runs, assert_same
+from training_runs import SFT, Runs, assert_same, flags_of
 
 from humanomni.loading import LoadOptions, load_model
 from humanomni.modeling import HumanOmniForConditionalGeneration
+from humanomni.training.checkpoints import checkpoint_bytes
+from humanomni.training.model import load_model as prepared_model
 from humanomni.training.run import ConfigurationError, parse_arguments
 from humanomni.training.sft import SFTArguments
 
@@ -29,6 +31,11 @@ def logits_of(model: Any) -> torch.Tensor:
 def logged(run: Path, key: str) -> list[float]:
     state = json.loads((run / "trainer_state.json").read_text())
     return [row[key] for row in state["log_history"] if key in row]
+
+
+def trained_model(runs: Runs, **settings: Any) -> HumanOmniForConditionalGeneration:
+    flags = flags_of("sft", runs.folder / "unused", runs.model, runs.data, SFT | settings)
+    return prepared_model(runs.model, parse_arguments(SFTArguments, flags))
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
@@ -94,6 +101,8 @@ def test_a_killed_run_goes_on_from_its_adapter_as_if_nothing_had_been(stage: str
     killed = runs.elsewhere(stage, "cut", {"KILL_AT_STEP": str(step)}, **settings)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     checkpoint = runs.folder / f"cut/checkpoint-{step - 1}"
+    said = checkpoint_bytes(trained_model(runs, **LORA), sharded=False)
+    assert said < sum(file.stat().st_size for file in checkpoint.iterdir()) < 1.1 * said + 2**20
     assert not list(checkpoint.glob("model*.safetensors")), "the base is in its own folder"
     assert not torch.equal(
         logits_of(load_model(LoadOptions(checkpoint))), logits_of(load_model(LoadOptions(runs.model)))

@@ -59,7 +59,7 @@ class WholeCheckpoints:
         partial, whole = run / _PARTIAL, run / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-            require_space(run, checkpoint_bytes(self.model))
+            require_space(run, checkpoint_bytes(self.model, self.is_deepspeed_enabled or self.is_fsdp_enabled))
         self.accelerator.wait_for_everyone()
         self._partial = partial
         try:
@@ -179,9 +179,13 @@ def saved_state(checkpoint: Path, callback: str) -> dict[str, Any]:
     return states.get(callback, {}).get("attributes", {})
 
 
-def checkpoint_bytes(model: nn.Module) -> int:
-    """Bytes of a checkpoint: the weights as they are held, but for what LoRA leaves, and AdamW's moments."""
-    whole = not is_adapted(model)
+def checkpoint_bytes(model: nn.Module, sharded: bool) -> int:
+    """Bytes of a checkpoint: the weights as they are held, and AdamW's moments of those that are trained.
+
+    Args:
+        sharded: DeepSpeed or FSDP writes it, and with it the weights that LoRA leaves as they are.
+    """
+    whole = sharded or not is_adapted(model)
     return sum(
         count(parameter) * (parameter.element_size() + _ADAM_BYTES * parameter.requires_grad)
         for parameter in model.parameters()

@@ -134,6 +134,6 @@ def describe_run(arguments: Any, model: nn.Module, samples: int, reference: bool
             *rows,
             f"{'in all':<16} {trained / 1e6:>10.2f} M trained {frozen / 1e6:>10.2f} M frozen",
             f"memory             {memory}",
-            f"a checkpoint       {checkpoint_bytes(model) / _GIB:.1f} GiB on disk",
+            f"a checkpoint       {checkpoint_bytes(model, arguments.sharding_stage > 0) / _GIB:.1f} GiB on disk",
         ]
     )
