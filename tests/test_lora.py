@@ -68,8 +68,9 @@ class KeepsReferenceScores(FixedRollouts):
         return result
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_starting_model_at_every_step(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the same completions, LoRA's reference scores as that of a run without LoRA, which is a model of its own."""
+    """LoRA's reference scores completions as that of a run without LoRA, whose weights are its own; slow: two runs."""
     monkeypatch.setattr("humanomni.training.grpo.HumanOmniGRPOTrainer", KeepsReferenceScores)
     scores = {}
     for name, settings in (("full", {}), ("lora", LORA)):
@@ -94,8 +95,10 @@ def test_accumulation_and_gradient_checkpointing_change_nothing(
     assert_same(split, whole, runs.model, 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "step"), [("sft", 3), ("grpo", 6)])
 def test_a_killed_run_goes_on_from_its_adapter_as_if_nothing_had_been(stage: str, step: int, runs: Runs) -> None:
+    """Slow: three runs, one of them in a process of its own."""
     settings = LORA | {"lora_dropout": 0.1, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
     straight = runs.here(stage, "straight", **settings)
     killed = runs.elsewhere(stage, "cut", {"KILL_AT_STEP": str(step)}, **settings)
