@@ -133,8 +133,8 @@ def test_grpo_in_bfloat16_starts_with_policy_and_reference_alike(
     stage: str, sharding: str, lora_rank: int, runs: Runs
 ) -> None:
     """Slow: two processes load torch and DeepSpeed, which computes in bfloat16 throughout, unlike autocast."""
-    settings: dict[str, Any] = {"bf16": True, "records_per_step": 2, "max_steps": 2, "learning_rate": 1e-2}
-    settings |= {"lora_rank": lora_rank} | SHARDING[sharding]
+    settings: dict[str, Any] = {"bf16": True, "gradient_checkpointing": True, "records_per_step": 2, "max_steps": 2}
+    settings |= {"learning_rate": 1e-2, "lora_rank": lora_rank} | SHARDING[sharding]
     done = runs.elsewhere(stage, "run", {"FIXED_ROLLOUTS": "1"}, processes=1 if sharding == "none" else 2, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     log = json.loads((runs.folder / "run/trainer_state.json").read_text())["log_history"]
