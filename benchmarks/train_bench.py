@@ -22,15 +22,13 @@ from workload import SIZES, make_clips, make_model, make_processor, question_of,
 
 from fgce.client import FgceClient
 from humanomni.configuration import HumanOmniConfig
-from humanomni.modeling import cast_ahead
 from humanomni.training.clips import ClipLoader
 from humanomni.training.data_mixing import DataSource, read_mixture
 from humanomni.training.grpo import GRPOArguments, load_prompts
 from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer
 from humanomni.training.judge_watch import JudgeWatch
-from humanomni.training.model import compile_layers
+from humanomni.training.model import compile_layers, prepare
 from humanomni.training.rewards import make_rewards
-from humanomni.training.run import DEFAULT_PARTS
 from humanomni.training.sft import SFTArguments, SFTCollator, SFTDataset, SFTTrainer
 
 PROMPT_TEXT_TOKENS = 100  # of GRPO, besides the media's
@@ -103,7 +101,8 @@ def bench_grpo(workload: Workload, config: HumanOmniConfig, folder: Path, option
         loss_type="grpo",
         learning_rate=1e-6,
         bf16=True,
-        gradient_checkpointing=workload.gradient_checkpointing,
+        gradient_checkpointing=recomputes(workload, options),
+        lora_rank=options.lora_rank,
         # Random weights would end a completion at any token.
         generation_kwargs={"suppress_tokens": [*processor.placeholder_ids, processor.tokenizer.eos_token_id]},
         **_quiet(),
@@ -111,8 +110,7 @@ def bench_grpo(workload: Workload, config: HumanOmniConfig, folder: Path, option
     model = make_model(config, "cuda", getattr(torch, options.dtype))
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    model.set_trainable(DEFAULT_PARTS)
-    cast_ahead(model, torch.bfloat16)
+    prepare(model, model_path, args)
     loader = ClipLoader(processor, MODALITY, folder / "cache")
     for clip in clips:
         loader.load(clip)
@@ -138,7 +136,7 @@ def bench_grpo(workload: Workload, config: HumanOmniConfig, folder: Path, option
     ):
         phases.watch(trainer, method, name)
     roofline = Roofline(config, model, Ceilings.measure(), PROMPT_TEXT_TOKENS)
-    floor = roofline.grpo(workload.prompts, workload.completions, COMPLETION_TOKENS, workload.gradient_checkpointing)
+    floor = roofline.grpo(workload.prompts, workload.completions, COMPLETION_TOKENS, args.gradient_checkpointing)
     return run(trainer, clock, phases, rows) | {"roofline_s": round(floor, 3)}
 
 
@@ -159,7 +157,8 @@ def bench_sft(workload: Workload, config: HumanOmniConfig, folder: Path, options
         gradient_accumulation_steps=workload.sft_rows // rows,
         learning_rate=2e-5,
         bf16=True,
-        gradient_checkpointing=workload.gradient_checkpointing,
+        gradient_checkpointing=recomputes(workload, options),
+        lora_rank=options.lora_rank,
         dataloader_num_workers=8,
         dataloader_persistent_workers=True,
         **_quiet(),
@@ -168,8 +167,7 @@ def bench_sft(workload: Workload, config: HumanOmniConfig, folder: Path, options
     for clip in clips:
         loader.load(clip)
     model = make_model(config, "cuda", getattr(torch, options.dtype))
-    model.set_trainable(DEFAULT_PARTS)
-    cast_ahead(model, torch.bfloat16)
+    prepare(model, folder, args)
     compile_layers(model, args)
     clock = StepClock(options.profile)
     trainer = SFTTrainer(
@@ -184,7 +182,7 @@ def bench_sft(workload: Workload, config: HumanOmniConfig, folder: Path, options
     phases.watch(trainer, "compute_loss", "forward")
     phases.watch(trainer, "training_step", "forward and backward")
     roofline = Roofline(config, model, Ceilings.measure(), SFT_TEXT_TOKENS)
-    floor = roofline.sft(workload.sft_rows, target_tokens, workload.gradient_checkpointing)
+    floor = roofline.sft(workload.sft_rows, target_tokens, args.gradient_checkpointing)
     return run(trainer, clock, phases, workload.sft_rows) | {"roofline_s": round(floor, 3)}
 
 
@@ -200,6 +198,11 @@ def run(trainer: Trainer, clock: StepClock, phases: Phases, rows: int) -> dict[s
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
         "phases_mean_s": {name: round(total / len(clock.seconds), 3) for name, total in phases.seconds.items()},
     }
+
+
+def recomputes(workload: Workload, options: Any) -> bool:
+    """Whether activations are recomputed in the backward pass."""
+    return workload.gradient_checkpointing and not options.keep_activations
 
 
 def _quiet() -> dict[str, Any]:
@@ -221,6 +224,8 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps, of which the first two warm up")
     parser.add_argument("--rows", type=int, help="rows of a forward and backward pass")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the trained weights")
+    parser.add_argument("--lora_rank", type=int, default=0, help="LoRA on the language model")
+    parser.add_argument("--keep_activations", action="store_true", help="no gradient checkpointing")
     parser.add_argument("--profile", action="store_true", help="name the top costs of the last step")
     options = parser.parse_args(command_line)
     benches = {"grpo": bench_grpo, "sft": bench_sft}

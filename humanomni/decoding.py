@@ -9,7 +9,7 @@ D model width.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ class Decoder:
     Args:
         language_model: Qwen2 with full attention in every layer.
         lm_head: its vocabulary head.
-        dtype: what to compute in; weights of another one are copied, and :meth:`refresh` brings the copy up to date.
+        dtype: what to compute in; weights of another one, or with a LoRA adapter, are copied, the adapter merged, and
+            :meth:`refresh` brings the copy up to date.
         rows: B.
         positions: what the cache must hold at least; C is the next multiple of 128.
     """
@@ -40,7 +41,9 @@ class Decoder:
         self.dtype = dtype
         self._source: nn.ModuleList = nn.ModuleList([language_model, lm_head])
         same = all(parameter.dtype == dtype for parameter in self._source.parameters())
-        self._modules = self._source if same else copy.deepcopy(self._source).to(dtype)
+        self._modules = (
+            self._source if same and not _adapted_layers(self._source) else _merged_copy(self._source, dtype)
+        )
         config: Any = language_model.config
         device = lm_head.weight.device
         first_layer: Any = language_model.layers[0]
@@ -74,7 +77,8 @@ class Decoder:
         """Copies the weights again, after an optimizer step; free where they are shared."""
         if self._modules is not self._source:
             with torch.no_grad():
-                torch._foreach_copy_(list(self._modules.parameters()), list(self._source.parameters()))
+                for parameter, value in zip(self._modules.parameters(), _merged_parameters(self._source), strict=True):
+                    parameter.copy_(value)
 
     def prefill(self, embeds_BPD: Tensor, mask_BP: Tensor, copies: int) -> Tensor:
         """Reads prompts, left-padded, and lays each into the cache ``copies`` times.
@@ -171,3 +175,36 @@ def _decode_layer(
     )
     hidden_B1D = hidden_B1D + attention.o_proj(attended.transpose(1, 2).flatten(2))
     return hidden_B1D + layer.mlp(layer.post_attention_layernorm(hidden_B1D))
+
+
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Casts the parameters and no buffer: rotary frequencies in bfloat16 turn the thousandth position by a radian."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _merged_copy(modules: nn.ModuleList, dtype: torch.dtype) -> nn.ModuleList:
+    """A copy with plain layers in place of those with a LoRA adapter; its values are :func:`_merged_parameters`."""
+    merged = copy.deepcopy(modules)
+    for name, layer in _adapted_layers(merged).items():
+        merged.set_submodule(name, layer.base_layer)
+    cast_parameters(merged, dtype)
+    return merged
+
+
+def _merged_parameters(modules: nn.Module) -> Iterator[Tensor]:
+    """Parameters in their order, a LoRA adapter added to the weights that it adapts."""
+    layers = _adapted_layers(modules)
+    for name, parameter in modules.named_parameters():
+        layer = layers.get(name.partition(".base_layer.")[0].partition(".lora_")[0])
+        if layer is not None and name.endswith(".base_layer.weight"):
+            with torch.autocast(parameter.device.type, enabled=False):
+                yield parameter + layer.get_delta_weight(*layer.active_adapters)
+        elif layer is None or ".lora_" not in name:
+            yield parameter
+
+
+def _adapted_layers(modules: nn.Module) -> dict[str, Any]:
+    """Layers with peft's adapter whose weights can take it in, which quantised ones cannot."""
+    adapted: dict[str, Any] = {name: module for name, module in modules.named_modules() if hasattr(module, "lora_A")}
+    return {name: layer for name, layer in adapted.items() if layer.base_layer.weight.is_floating_point()}

@@ -2,9 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import training_runs
 
 REPO = Path(__file__).parents[1]
 
@@ -54,6 +59,31 @@ def tiny_model_dir(toy_world_dir: Path, tmp_path_factory: pytest.TempPathFactory
     output = tmp_path_factory.mktemp("model") / "tiny"
     run_script("make_tiny_model.py", "--corpus", toy_world_dir / "sft_train.jsonl", "--output", output)
     return output
+
+
+@pytest.fixture(scope="session")
+def training_data(toy_world_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``sft.jsonl`` and ``grpo.jsonl``; tests read it, and write decoded clips."""
+    from training_runs import write_data
+
+    folder = tmp_path_factory.mktemp("data")
+    write_data(toy_world_dir, folder)
+    return folder
+
+
+@pytest.fixture
+def runs(
+    tiny_model_dir: Path, training_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> "Iterator[training_runs.Runs]":
+    """Runs stages of the tiny model in a folder of the test's own."""
+    import torch
+    from training_runs import Runs
+
+    monkeypatch.chdir(REPO)  # where the paths in the configurations start
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the other processes: another number rounds differently
+    yield Runs(tiny_model_dir, training_data, tmp_path)
+    torch.set_num_threads(threads)
 
 
 def run_script(name: str, *flags: object) -> None:

@@ -1,5 +1,6 @@
 """The configurations of training: every shipped file parses through the real classes, and every fault is named."""
 
+import copy
 import importlib.util
 import re
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import Any
 import pytest
 from real_sizes import real_model
 
-from humanomni.training.dry_run import count_parameters, estimate_memory
+from humanomni.modeling import HumanOmniForConditionalGeneration
+from humanomni.training.dry_run import copied_parameters, count_parameters, estimate_memory, wide_parameters
 from humanomni.training.grpo import GRPOArguments, run_grpo
+from humanomni.training.model import prepare
 from humanomni.training.run import ConfigurationError, parse_arguments, read_config
 from humanomni.training.sft import SFTArguments, run_sft
 
 REPO = Path(__file__).parents[1]
 FILES = sorted(path for size in ("toy", "0.5B", "7B") for path in (REPO / "configs" / size).glob("*.yaml"))
-SUPERVISED = ("sft", "rft")
+SUPERVISED = ("sft", "sft_lora", "rft")
 REAL = [path for path in FILES if path.parent.name != "toy"]
 
 
@@ -64,7 +67,7 @@ def test_the_phases_of_grpo_differ_in_nothing_but_model_rewards_and_output(size:
     assert phases[0] == phases[1] == phases[2]
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo1", "grpo2", "rft", "grpo3"])
+@pytest.mark.parametrize("stage", ["sft", "sft_lora", "grpo1", "grpo1_lora", "grpo2", "rft", "grpo3"])
 def test_the_sizes_differ_in_nothing_but_what_their_size_asks_for(stage: str):
     small, large = (content(REPO / f"configs/{size}/{stage}.yaml") for size in ("0.5B", "7B"))
     assert {key for key in small | large if small.get(key) != large.get(key)} <= {
@@ -112,21 +115,38 @@ def test_the_recommended_preset_differs_from_the_authors_where_it_gives_a_reason
         assert "# " in lines[place] or lines[place - 1].startswith("# ")
 
 
-@pytest.mark.parametrize("path", [path for path in REAL if path.stem in ("sft", "grpo1")], ids=name)
+@pytest.mark.parametrize("path", [path for path in REAL if "# Memory a GPU on" in path.read_text()], ids=name)
 @pytest.mark.parametrize(("place", "processes"), list(enumerate([1, 2, 8, 16])))
 def test_the_memory_in_a_file_is_what_the_dry_run_says_and_the_step_is_the_same(
     path: Path, place: int, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(REPO)
-    model = real_model(path.parent.name)  # before DeepSpeed's configuration is there, which would spread it
+    model = copy.deepcopy(real_model(path.parent.name))  # before DeepSpeed's configuration is there, which spreads it
     arguments = parse(path, tmp_path, "--dry_run", "--processes", str(processes))
     assert arguments.records_an_optimizer_step == content(path)["records_per_step"]
-    model.set_trainable(arguments.trainable_parts)
-    trained, frozen = (sum(column) for column in zip(*count_parameters(model).values(), strict=True))
-    stage = int(re.search(r"zero(\d)", content(path)["deepspeed"])[1])
-    memory = estimate_memory(trained, frozen, processes, stage, True, path.stem == "grpo1").total / 2**30
+    prepare(model, tmp_path, arguments)
+    counts = count_parameters(model)
+    trained, frozen = (sum(column) for column in zip(*counts.values(), strict=True))
+    stage = int(re.search(r"zero(\d)", content(path)["deepspeed"] or "zero0")[1])
+    copied = copied_parameters(sum(counts["language_model"]), arguments) if stage == 0 else 0
+    grpo = isinstance(arguments, GRPOArguments)
+    memory = (
+        estimate_memory(trained, frozen, processes, stage, True, grpo, wide_parameters(model), copied).total / 2**30
+    )
     said = re.search(r"before activations: ([\d.]+), ([\d.]+), ([\d.]+) and ([\d.]+) GiB", path.read_text())
     assert said[place + 1] == f"{memory:.1f}"
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo1", "sft_lora", "grpo1_lora"])
+def test_fsdp_takes_the_place_of_deepspeed(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(REPO)
+    flags = ["--deepspeed", "", "--fsdp", "full_shard", "--fsdp_config", "configs/fsdp2.json"]
+    arguments = parse(REPO / f"configs/7B/{stage}.yaml", tmp_path, *flags, "--dry_run", "--processes", "8")
+    assert arguments.sharding_stage == 3
+    layers = arguments.fsdp_config["transformer_layer_cls_to_wrap"]
+    assert set(layers) == set(HumanOmniForConditionalGeneration._no_split_modules)
+    # The step does not hang on how the model is sharded.
+    assert arguments.records_an_optimizer_step == content(REPO / f"configs/7B/{stage}.yaml")["records_per_step"]
 
 
 def test_a_step_that_does_not_divide_among_the_processes_is_refused(tmp_path: Path):
@@ -165,7 +185,11 @@ def test_a_file_extends_another_and_a_circle_is_told(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("path", "stage"),
-    [(path, 3 if path.stem == "authors" else {"0.5B": 2, "7B": 3}[path.parent.name]) for path in REAL],
+    [
+        (path, 3 if path.stem == "authors" else {"0.5B": 2, "7B": 3}[path.parent.name])
+        for path in REAL
+        if content(path)["deepspeed"]
+    ],
     ids=lambda value: str(value),
 )
 def test_deepspeed_takes_its_files(path: Path, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

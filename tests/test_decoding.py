@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import GenerationMixin
 
+from humanomni.decoding import Decoder
 from humanomni.modeling import HumanOmniForConditionalGeneration, HumanOmniModel
 from humanomni.processing import HumanOmniProcessor
+from humanomni.training.lora import add_adapter
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,22 @@ def test_the_tokens_are_those_of_the_library(
     assert torch.equal(model.generate(**inputs, **settings), expected)
 
 
+def test_an_adapter_is_worn_in_decoding_as_it_is_now(
+    model: HumanOmniForConditionalGeneration, processor: HumanOmniProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = batch(processor, QUESTIONS)
+    seen = [model.generate(**inputs, **GREEDY)]
+    add_adapter(model, ["language_model"], rank=4, alpha=8, dropout=0.0, seed=0, base=Path())
+    for _ in range(2):  # as training goes on
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(seen)))
+        expected = by_the_library(model, inputs, monkeypatch, **GREEDY)
+        seen.append(model.generate(**inputs, **GREEDY))
+        assert torch.equal(seen[-1], expected)
+    assert not any(torch.equal(seen[index], seen[index - 1]) for index in range(3))
+
+
 def test_a_decoder_serves_smaller_batches_and_shorter_prompts(
     model: HumanOmniForConditionalGeneration, processor: HumanOmniProcessor
 ) -> None:
@@ -106,3 +124,18 @@ def test_decoding_in_half_precision_follows_the_float32_weights(
             model.lm_head.weight.copy_(torch.roll(model.lm_head.weight, 7, dims=0))
         after = model.generate(**inputs, **settings)
     assert not torch.equal(before, after)
+
+
+def test_a_copy_in_half_precision_is_the_model_in_half_precision_at_far_positions_too(
+    model: HumanOmniForConditionalGeneration, tiny_model_dir: Path
+) -> None:
+    """Rotary frequencies must not be rounded with the weights: a thousand positions on they would be a radian off."""
+    half = HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir, dtype=torch.bfloat16)
+    embeds = torch.randn(1, 1200, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
+    logits = [
+        Decoder(each.model.language_model, each.lm_head, torch.bfloat16, 1, 1200).prefill(
+            embeds, torch.ones(1, 1200, dtype=torch.long), 1
+        )
+        for each in (model.requires_grad_(False), half.requires_grad_(False))
+    ]
+    assert torch.equal(*logits)

@@ -71,7 +71,7 @@ def test_the_reference_shares_the_frozen_parts_and_stays_when_the_policy_moves(
     model: HumanOmniForConditionalGeneration, processor: HumanOmniProcessor
 ) -> None:
     inputs = batch(processor, QUESTIONS)
-    reference = reference_of(model, None)
+    reference = reference_of(model)
     with torch.no_grad():
         before = model(**inputs).logits
         for parameter in model.parameters():

@@ -11,6 +11,8 @@ import sys
 from typing import Any
 
 import transformers.trainer
+from accelerate import DistributedType
+from accelerate.state import AcceleratorState, PartialState
 from transformers import Trainer, TrainerCallback
 
 from humanomni.training import grpo
@@ -52,6 +54,19 @@ class FixedRollouts(HumanOmniGRPOTrainer):
         return completions, None
 
 
+def shard_on_cpus() -> None:
+    """Has accelerate take FSDP's plugin on CPUs, as it does on GPUs; there it drops it without a word and runs DDP."""
+    start = AcceleratorState.__init__
+
+    def with_plugin(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        start(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = with_plugin
+
+
 def main() -> None:
     if "KILL_AT_STEP" in os.environ:
         transformers.trainer.DEFAULT_CALLBACKS.append(KillAtStep)
@@ -65,6 +80,8 @@ def main() -> None:
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")
+    if args.fsdp:
+        shard_on_cpus()
     run_sft(args) if isinstance(args, SFTArguments) else run_grpo(args)
 
 

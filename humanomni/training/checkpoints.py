@@ -13,8 +13,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from humanomni.loading import LoadOptions, load_model
+from humanomni.training.lora import is_adapted, load_adapter, save_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +40,8 @@ class CheckpointError(RuntimeError):
 class WholeCheckpoints:
     """A transformers trainer whose checkpoints are written aside and renamed, so that a kill leaves no half of one.
 
-    The ranks of all nodes share the run's folder.
+    The ranks of all nodes share the run's folder. A run with LoRA saves its adapter, which inference takes as it does a
+    model, and not the weights that it does not change.
     """
 
     _partial: Path | None = None
@@ -54,7 +59,7 @@ class WholeCheckpoints:
         partial, whole = run / _PARTIAL, run / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-            require_space(run, checkpoint_bytes(self.model))
+            require_space(run, checkpoint_bytes(self.model, self.is_deepspeed_enabled or self.is_fsdp_enabled))
         self.accelerator.wait_for_everyone()
         self._partial = partial
         try:
@@ -75,6 +80,42 @@ class WholeCheckpoints:
             partial.rmdir()
             rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
         self.accelerator.wait_for_everyone()
+
+    def save_result(self: Any) -> None:
+        """Writes the model into the run's folder; with LoRA the adapter too, from which it is merged in float32."""
+        if not is_adapted(self.model):
+            self.save_model()
+            return
+        adapter = Path(self.args.output_dir) / "adapter"
+        self.save_model(str(adapter))
+        if self.args.should_save:
+            unset_hf_deepspeed_config()  # which would spread the weights that are loaded
+            merged = load_model(LoadOptions(Path(self.args.model_path), adapter, dtype="float32"))
+            merged.save_pretrained(self.args.output_dir)
+            self.processing_class.save_pretrained(self.args.output_dir)
+
+    def _save(self: Any, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if is_adapted(self.model):
+            save_adapter(self.model, Path(output_dir or self.args.output_dir), state_dict)
+        else:
+            super()._save(output_dir, state_dict)  # type: ignore[misc]
+
+    @property
+    def _loads_adapter(self: Any) -> bool:
+        """With sharded weights, DeepSpeed and accelerate write all of them beside it, and read those."""
+        return is_adapted(self.model) and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._loads_adapter:
+            load_adapter(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_best_model(self: Any) -> None:
+        if self._loads_adapter:
+            load_adapter(self.model, Path(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()  # type: ignore[misc]
 
     def _name_best_checkpoint(self: Any, written: Path) -> None:
         """The best checkpoint's path is that of the run's folder, not of where it was written."""
@@ -138,11 +179,17 @@ def saved_state(checkpoint: Path, callback: str) -> dict[str, Any]:
     return states.get(callback, {}).get("attributes", {})
 
 
-def checkpoint_bytes(model: nn.Module) -> int:
-    """Bytes of a checkpoint: the weights as they are held, and AdamW's moments of the trained ones."""
+def checkpoint_bytes(model: nn.Module, sharded: bool) -> int:
+    """Bytes of a checkpoint: the weights as they are held, and AdamW's moments of those that are trained.
+
+    Args:
+        sharded: DeepSpeed or FSDP writes it, and with it the weights that LoRA leaves as they are.
+    """
+    whole = sharded or not is_adapted(model)
     return sum(
         count(parameter) * (parameter.element_size() + _ADAM_BYTES * parameter.requires_grad)
         for parameter in model.parameters()
+        if whole or parameter.requires_grad
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from humanomni.modeling import PARTS
@@ -31,7 +32,14 @@ class Memory:
 
 
 def estimate_memory(
-    trained: int, frozen: int, processes: int, stage: int, bf16: bool, reference: bool = False, language_model: int = 0
+    trained: int,
+    frozen: int,
+    processes: int,
+    stage: int,
+    bf16: bool,
+    reference: bool = False,
+    wide: int = 0,
+    copied: int = 0,
 ) -> Memory:
     """Bytes a GPU before activations, with AdamW.
 
@@ -41,7 +49,8 @@ def estimate_memory(
         stage: of ZeRO; 0 for one GPU or DDP, 3 for FSDP's full shards too.
         bf16: arithmetic in bfloat16, with masters in float32.
         reference: there is a reference model, which shares the policy's frozen parameters unless they are sharded.
-        language_model: its parameters, in GRPO, whose rollouts read a copy where the weights are not in bfloat16.
+        wide: frozen parameters that stay in float32 without sharding, as :func:`wide_parameters` counts them.
+        copied: parameters of which GRPO's rollouts read a copy, as :func:`copied_parameters` counts them.
     """
     parameters, width = trained + frozen, 2 if bf16 else 4
     if stage == 0:
@@ -50,11 +59,11 @@ def estimate_memory(
         copies = 2 * trained if bf16 else 0
         buckets = 4 * trained if processes > 1 else 0
         return Memory(
-            weights=4 * trained + width * frozen + copies,
+            weights=4 * trained + width * frozen + (4 - width) * wide + copies,
             gradients=4 * trained + buckets,
             optimizer=8 * trained,
             reference=width * trained * reference,
-            rollouts=2 * language_model if bf16 else 0,
+            rollouts=width * copied,
         )
     masters = 4 * trained / processes if bf16 else 0
     weights = width * parameters / (processes if stage == 3 else 1)
@@ -63,8 +72,20 @@ def estimate_memory(
         gradients=4 * trained / processes,  # accumulated in float32
         optimizer=8 * trained / processes + masters,
         reference=width * reference * (parameters / processes if stage == 3 else trained),
-        rollouts=0,
+        rollouts=width * copied,
     )
+
+
+def wide_parameters(model: nn.Module) -> int:
+    """Frozen parameters in float32: embeddings above all, which autocast leaves as they are."""
+    return sum(count(p) for p in model.parameters() if not p.requires_grad and p.dtype == torch.float32)
+
+
+def copied_parameters(language_model: int, arguments: Any) -> int:
+    """Parameters that rollouts copy, to cast them or to merge an adapter; sharded ones are read as they are."""
+    stage = arguments.sharding_stage
+    cast = arguments.bf16 and stage == 0
+    return language_model if arguments.rows_a_record > 1 and stage < 3 and (cast or arguments.lora_rank) else 0
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -100,7 +121,8 @@ def describe_run(arguments: Any, model: nn.Module, samples: int, reference: bool
         arguments.sharding_stage,
         arguments.bf16,
         reference,
-        sum(counts["language_model"]) * (arguments.rows_a_record > 1),
+        wide_parameters(model),
+        copied_parameters(sum(counts["language_model"]), arguments),
     )
     return "\n".join(
         [
@@ -112,6 +134,6 @@ def describe_run(arguments: Any, model: nn.Module, samples: int, reference: bool
             *rows,
             f"{'in all':<16} {trained / 1e6:>10.2f} M trained {frozen / 1e6:>10.2f} M frozen",
             f"memory             {memory}",
-            f"a checkpoint       {checkpoint_bytes(model) / _GIB:.1f} GiB on disk",
+            f"a checkpoint       {checkpoint_bytes(model, arguments.sharding_stage > 0) / _GIB:.1f} GiB on disk",
         ]
     )

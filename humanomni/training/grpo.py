@@ -148,5 +148,5 @@ def run_grpo(args: GRPOArguments) -> None:
         raise JudgeUnavailableError(watch.message)
     if stop.stopped:
         sys.exit(STOPPED)
-    trainer.save_model()
+    trainer.save_result()
     trainer.save_state()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head, split_tensor_dict
 
+from humanomni.decoding import cast_parameters
 from humanomni.media import MediaError
 from humanomni.modeling import HumanOmniForConditionalGeneration, HumanOmniModel, cast_ahead
 from humanomni.processing import HumanOmniProcessor
@@ -29,6 +30,7 @@ from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
 from humanomni.training.completion_log import CompletionLog, sample_of
 from humanomni.training.groups import pack_groups
 from humanomni.training.judge_watch import JudgeWatch
+from humanomni.training.lora import switch_off_adapter
 from humanomni.training.rewards import CoherenceReward, text_of
 from humanomni.training.run import StageArguments, require_finite
 
@@ -88,8 +90,11 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._shuffled = False
         beta = args.beta
         # TRL's reference is a second full model, read from disk again. Sharded weights cannot be shared.
-        shared = beta != 0 and kwargs.get("peft_config") is None and cast(StageArguments, args).sharding_stage < 3
-        reference = reference_of(model, torch.bfloat16 if args.bf16 else None) if shared else None
+        shared = beta != 0 and cast(StageArguments, args).sharding_stage < 3
+        reference = reference_of(model) if shared else None
+        if reference is not None and args.bf16:
+            # Under autocast, what it would cast at every use, once; DeepSpeed's engine has no autocast and no float32.
+            (cast_parameters if args.deepspeed else cast_ahead)(reference, torch.bfloat16)
         args.beta = 0.0 if shared else beta
         super().__init__(model=model, args=args, **kwargs)
         args.beta = self.beta = beta
@@ -153,6 +158,8 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         if "pixel_values" in media:
             media |= self.processing_class.gate_inputs([turn.question for turn in turns], modalities)
         media = {name: value.to(self.accelerator.device) for name, value in media.items()}
+        if self.is_fsdp_enabled:
+            return media  # FSDP gathers a tower's weights within the model's own forward alone
         core: HumanOmniModel = self.accelerator.unwrap_model(self.model).model
         with torch.no_grad(), self.accelerator.autocast():
             if "pixel_values" in media and _is_frozen(core.vision_tower):
@@ -308,18 +315,12 @@ def comparable_rewards(rewards: Tensor, unreadable: Tensor, group_size: int) -> 
     return rewards.masked_fill(missing_in_group, torch.nan)
 
 
-def reference_of(
-    policy: HumanOmniForConditionalGeneration, dtype: torch.dtype | None
-) -> HumanOmniForConditionalGeneration:
-    """The policy as it is now, frozen: its frozen parts are the policy's own, the others are copied.
-
-    With ``dtype``, what autocast would cast at every use is cast once, which changes no figure.
-    """
+def reference_of(policy: HumanOmniForConditionalGeneration) -> HumanOmniForConditionalGeneration:
+    """The policy as it is before training, frozen: its frozen parts are the policy's own, the others are copied."""
     memo = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
     reference = copy.deepcopy(policy, memo).requires_grad_(False).eval()
     # The frozen parts are shared, so their trainability is the policy's; they had none.
-    if dtype is not None:
-        cast_ahead(reference, dtype)
+    switch_off_adapter(reference)  # it changes nothing yet, and would cost time
     return reference
 
 

@@ -8,6 +8,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from humanomni.configuration import HumanOmniConfig
 from humanomni.modeling import HumanOmniForConditionalGeneration, cast_ahead
+from humanomni.training.lora import add_adapter
 
 
 def load_model(path: Path, arguments: Any) -> HumanOmniForConditionalGeneration:
@@ -19,11 +20,27 @@ def load_model(path: Path, arguments: Any) -> HumanOmniForConditionalGeneration:
     else:
         # float32 masters whatever the checkpoint holds: AdamW's steps at these rates are lost in bfloat16 weights.
         model = HumanOmniForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
-    model.set_trainable(arguments.trainable_parts)
+    prepare(model, path, arguments)
+    return model
+
+
+def prepare(model: HumanOmniForConditionalGeneration, path: Path, arguments: Any) -> None:
+    """Trains and freezes the parts of a model of the folder ``path``, with an adapter where one is asked for."""
+    if arguments.lora_rank:
+        add_adapter(
+            model,
+            arguments.trainable_parts,
+            rank=arguments.lora_rank,
+            alpha=arguments.lora_alpha or 2 * arguments.lora_rank,
+            dropout=arguments.lora_dropout,
+            seed=arguments.seed,
+            base=path,
+        )
+    else:
+        model.set_trainable(arguments.trainable_parts)
     # Sharded weights are of one precision, which DeepSpeed or FSDP sees to.
     if arguments.bf16 and arguments.sharding_stage == 0:
         cast_ahead(model, torch.bfloat16)
-    return model
 
 
 def compile_layers(model: HumanOmniForConditionalGeneration, arguments: Any) -> None:

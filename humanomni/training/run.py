@@ -51,6 +51,9 @@ class StageArguments:
     trainable_parts: list[str] = field(
         default_factory=lambda: list(DEFAULT_PARTS), metadata={"help": f"parts to train, of {', '.join(PARTS)}"}
     )
+    lora_rank: int = field(default=0, metadata={"help": "LoRA on the language model, the other parts in full; 0: none"})
+    lora_alpha: int | None = field(default=None, metadata={"help": "scale of LoRA, over the rank; twice the rank"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "share of LoRA's inputs dropped"})
     records_per_step: int | None = field(
         default=None, metadata={"help": "records (SFT) or prompts (GRPO) a step, on all GPUs; accumulation follows"}
     )
@@ -67,6 +70,7 @@ class StageArguments:
         super().__post_init__()  # type: ignore[misc] # transformers' or TRL's, which come after this class
         require_known("modality", [self.modality], MODALITIES)
         require_known("trainable_parts", self.trainable_parts, PARTS)
+        self._check_lora()
         self.remove_unused_columns = False
 
     @property
@@ -87,6 +91,19 @@ class StageArguments:
             return 3
         plugin = getattr(self, "hf_deepspeed_config", None)
         return int(plugin.get_value("zero_optimization.stage", 0)) if plugin else 0
+
+    def _check_lora(self) -> None:
+        if not self.lora_rank and (self.lora_alpha is not None or self.lora_dropout):
+            raise ConfigurationError("lora_alpha and lora_dropout go with lora_rank; set it, or leave them out")
+        if self.lora_rank < 0 or not 0 <= self.lora_dropout < 1:
+            raise ConfigurationError(
+                f"lora_rank {self.lora_rank} and lora_dropout {self.lora_dropout}: give 0 or more, and a share below 1"
+            )
+        if self.lora_rank and "language_model" not in self.trainable_parts:
+            raise ConfigurationError(
+                f"lora_rank {self.lora_rank} adapts the language model, which is not among trainable_parts "
+                f"({', '.join(self.trainable_parts)}); add language_model, or set lora_rank to 0"
+            )
 
     def _accumulation(self, records: int) -> int:
         batch = self.per_device_train_batch_size * (self.processes or 1)  # type: ignore[attr-defined]

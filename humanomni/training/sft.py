@@ -221,5 +221,5 @@ def run_sft(args: SFTArguments) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.stopped:
         sys.exit(STOPPED)
-    trainer.save_model()
+    trainer.save_result()
     trainer.save_state()
