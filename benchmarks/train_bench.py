@@ -160,7 +160,6 @@ def bench_sft(workload: Workload, config: HumanOmniConfig, folder: Path, options
         gradient_checkpointing=recomputes(workload, options),
         lora_rank=options.lora_rank,
         dataloader_num_workers=8,
-        dataloader_persistent_workers=True,
         **_quiet(),
     )
     loader = ClipLoader(processor, MODALITY, folder / "cache")

@@ -123,7 +123,7 @@ def batch_media(
     """The media of a batch that any of its rows asks for; zeros where a row does not, or its clip is missing.
 
     Args:
-        device: where frames are normalised: they travel there as bytes, a fourth of their size as numbers.
+        device: where the batch is put together; frames travel there as bytes, a fourth of their size as numbers.
 
     Returns:
         pixel_values [B, T, 3, S, S] and input_features [B, M, F].
@@ -136,7 +136,7 @@ def batch_media(
         media["pixel_values"] = torch.stack([blank if one is None else processor.normalise(one) for one in frames])
     if "audio" in kinds:
         mels, silent = [clip.mel if clip else None for clip in clips], zeros["input_features"][0]
-        media["input_features"] = torch.stack([silent if one is None else one for one in mels]).to(device)
+        media["input_features"] = torch.stack([(silent if one is None else one).to(device) for one in mels])
     return media
 
 
