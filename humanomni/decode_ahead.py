@@ -1,7 +1,7 @@
 """Clips decoded ahead of the model, by processes of their own.
 
 Threads would not do: decoding is thousands of short calls into FFmpeg, after each of which a thread waits for Python's
-lock. Sixteen of them gave 8 clips a second where sixteen processes have time for 30 (docs/performance.md).
+lock. Sixteen of them gave 8 clips a second, sixteen processes 26 (docs/performance.md).
 """
 
 import ctypes
