@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from launcher_factory import Commands
 
-TRAINED = ["sft", "grpo1", "grpo2", "rft", "grpo3"]
+REPO = Path(__file__).parents[1]
 STEPS = [
     *("sft", "infer-sft", "grpo1", "infer-grpo1", "grpo2", "infer-grpo2", "candidates", "rejection"),
     *("rft", "infer-rft", "grpo3", "infer-grpo3", "evaluate"),
@@ -105,6 +105,12 @@ class Pipeline:
         log = process.communicate(timeout=60)[0]
         assert process.returncode == 0, log
         return log
+
+    def borrow(self, *steps: str) -> subprocess.CompletedProcess[str]:
+        """Has the run "ablation" take steps of the run "0.5B"."""
+        command = [sys.executable, "scripts/manifest.py", "borrow", "runs/ablation", *steps, "--source", "runs/0.5B"]
+        environment = os.environ | {"PYTHONPATH": str(REPO)}
+        return subprocess.run(command, cwd=self.checkout, env=environment, capture_output=True, text=True)
 
     def programs(self) -> list[str]:
         """What ran, in order, without the manifest's own calls and the environment's."""
@@ -200,6 +206,29 @@ def test_a_second_run_waits_for_what_a_killed_one_left_at_work(pipeline: Pipelin
     assert "waiting" in log
     assert pipeline.steps()["sft"]["status"] == "finished"
     assert model.read_text() != "half"
+
+
+def test_another_run_goes_on_from_the_stages_that_it_has_in_common(pipeline: Pipeline) -> None:
+    pipeline.run()
+    before = len(pipeline.programs())
+    for _ in range(2):  # a second time changes nothing
+        assert pipeline.borrow("sft", "infer-sft", "grpo1", "infer-grpo1").returncode == 0
+    log = pipeline.run("--name", "ablation", "--without_rft")
+    assert log.count("done before") == 4
+    grpo = ["train_grpo.py", "inference_batch.py"]
+    assert pipeline.programs()[before:] == [*grpo, *grpo, "evaluate.py"]
+    full, less = pipeline.steps(), pipeline.steps("ablation")
+    assert less["grpo2"]["inputs"]["runs/ablation/grpo1"] == full["grpo2"]["inputs"]["runs/0.5B/grpo1"]
+    assert less["grpo2"]["outputs"]["runs/ablation/grpo2"] == full["grpo2"]["outputs"]["runs/0.5B/grpo2"]
+    assert less["grpo3"]["inputs"]["runs/ablation/grpo2"] == less["grpo2"]["outputs"]["runs/ablation/grpo2"]
+    assert "rft" not in " ".join(less["evaluate"]["command"])
+
+
+def test_what_another_run_has_not_finished_cannot_be_borrowed(pipeline: Pipeline) -> None:
+    pipeline.run("--stage", "sft")
+    answer = pipeline.borrow("sft", "infer-sft", "grpo1")
+    assert answer.returncode == 1
+    assert "runs/0.5B has not finished grpo1" in answer.stderr
 
 
 def test_a_step_that_fails_stops_the_run(pipeline: Pipeline) -> None:
