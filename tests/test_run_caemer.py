@@ -14,6 +14,7 @@ import pytest
 from launcher_factory import Commands
 
 REPO = Path(__file__).parents[1]
+CHECKOUT = ("scripts", "configs", "humanomni", "fgce", "pyproject.toml", "constraints.txt", "srun_fgce.sh")
 STEPS = [
     *("sft", "infer-sft", "grpo1", "infer-grpo1", "grpo2", "infer-grpo2", "candidates", "rejection"),
     *("rft", "infer-rft", "grpo3", "infer-grpo3", "evaluate"),
@@ -69,7 +70,7 @@ def checkout(repo: Path, tmp_path: Path) -> Path:
     """A folder that looks like the repository, with data and a base model of its own."""
     folder = tmp_path / "checkout"
     folder.mkdir()
-    for name in ("scripts", "configs", "humanomni", "fgce", "pyproject.toml", "constraints.txt", "srun_fgce.sh"):
+    for name in CHECKOUT:
         (folder / name).symlink_to(repo / name)
     for name in ("data/sft_train.jsonl", "data/grpo_train.jsonl", "data/test.jsonl"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -194,6 +195,54 @@ def test_kill_at_any_point_and_the_same_hashes_come_out(pipeline: Pipeline) -> N
     pipeline.run("--name", "killed")
     assert kills > 2
     assert pipeline.hashes("killed") == straight
+
+
+# Stands for the environment's python: the one that runs the tests, so that nothing is installed.
+INSTALLED = """#!/usr/bin/env bash
+[[ "$1 $2" == "-m pip" ]] || exec {python} "$@"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="takes a quarter of an hour; LONG_TESTS=1 runs it")
+def test_real_programs_killed_at_any_point_leave_the_same_hashes(commands: Commands, tmp_path: Path) -> None:
+    """Slow: `quickstart.sh --smoke` twice, once through twelve kills, every program with a model and a judge."""
+    commands.add("python", INSTALLED.format(python=sys.executable))
+
+    def start(checkout: Path) -> subprocess.Popen[bytes]:
+        with (tmp_path / f"{checkout.name}.log").open("ab") as log:
+            return subprocess.Popen(
+                ["bash", "scripts/quickstart.sh", "--smoke"],
+                cwd=checkout,
+                env=commands.variables(PYTHONPATH=str(REPO), OMP_NUM_THREADS="1"),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def result(checkout: Path) -> dict[str, dict[str, str]]:
+        assert start(checkout).wait(timeout=1800) == 0, (tmp_path / f"{checkout.name}.log").read_text()[-3000:]
+        steps = json.loads((checkout / "runs/quickstart-smoke/manifest.json").read_text())["steps"]
+        # The evaluation's report tells how long each stage took.
+        return {step: entry["outputs"] for step, entry in steps.items() if step != "evaluate"}
+
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for checkout in (straight, killed):
+        checkout.mkdir()
+        for path in REPO.iterdir():
+            if path.name in CHECKOUT or path.suffix == ".py":
+                (checkout / path.name).symlink_to(path)
+    draw = random.Random(0)
+    for kill in range(12):
+        process = start(killed)
+        time.sleep(draw.uniform(5.0, 25.0))
+        assert process.poll() is None, "the run was over before all kills: it would show nothing"
+        if kill % 2:
+            process.send_signal(signal.SIGKILL)  # what the script has started lives on
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert result(killed) == result(straight)
 
 
 def test_a_second_run_waits_for_what_a_killed_one_left_at_work(pipeline: Pipeline) -> None:
