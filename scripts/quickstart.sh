@@ -3,7 +3,7 @@
 # GRPO with format and accuracy, GRPO with coherence judged over HTTP, rejection sampling, fine-tuning on what came
 # through, GRPO again; predictions on held-out clips after each stage, evaluation, a report.
 #
-#   bash scripts/quickstart.sh               about ten minutes; writes runs/quickstart/report.html and summary.json
+#   bash scripts/quickstart.sh               a quarter of an hour; writes runs/quickstart/report.html and summary.json
 #   bash scripts/quickstart.sh --smoke       the same path with next to no data and training, in under three minutes
 #   bash scripts/quickstart.sh --seed 1      another world and another model, in runs/quickstart-seed1
 #   bash scripts/quickstart.sh -- FLAGS      hands flags on to scripts/run_caemer.sh, as scripts/ablations.py does
