@@ -206,7 +206,7 @@ KILLED_IN = ("data", "towers", "sft", "infer-sft", "grpo1", "grpo2", "candidates
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="takes a quarter of an hour; LONG_TESTS=1 runs it")
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="takes five minutes; LONG_TESTS=1 runs it")
 def test_real_programs_killed_at_any_point_leave_the_same_hashes(commands: Commands, tmp_path: Path) -> None:
     """Slow: `quickstart.sh --smoke` twice, once through ten kills, every program with a model and a judge."""
     commands.add("python", INSTALLED.format(python=sys.executable))
