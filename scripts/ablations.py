@@ -109,7 +109,8 @@ def _ablate(ablation: Ablation, full: Path, seed: int) -> dict[str, Any]:
 
 
 def _quickstart(seed: int, *flags: str) -> None:
-    subprocess.run(["bash", "scripts/quickstart.sh", "--seed", str(seed), "--", *flags], cwd=REPO, check=True)
+    command = ["bash", "scripts/quickstart.sh", "--seed", str(seed), "--", *flags]
+    subprocess.run(command, cwd=REPO, check=True, stdout=sys.stderr)  # stdout is the table's
 
 
 def _without_gate(source: Path, target: Path) -> Path:

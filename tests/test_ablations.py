@@ -14,6 +14,7 @@ REPO = Path(__file__).parents[1]
 
 # Writes down its flags and leaves what a run of this name would: the steps of a full run, a model, figures.
 QUICKSTART = """#!/usr/bin/env bash
+echo "== sft"
 "{python}" - "$@" <<'END'
 import json, sys
 from pathlib import Path
