@@ -4,6 +4,7 @@
     python scripts/manifest.py finish RUN STEP --seconds 12
     python scripts/manifest.py finished RUN STEP...         exits with 0 where all of them are
     python scripts/manifest.py forget RUN STEP...           to do steps again
+    python scripts/manifest.py borrow RUN STEP... --source OTHER   to go on from finished steps of another run
     python scripts/manifest.py stage_info RUN STAGE... > stage_info.json
 
 RUN/manifest.json has an entry a step: command, SHA-256 of inputs and outputs, metrics, seconds. `start` exits with 3
@@ -15,6 +16,7 @@ model files in it, so that logs and checkpoints do not count. scripts/steps.sh c
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +40,7 @@ class Manifest:
     """
 
     def __init__(self, run: Path) -> None:
-        self._run = run
+        self.run = run
         self._path = run / "manifest.json"
         self._content: dict[str, Any] = _read(self._path) or {"run": run.name, "steps": {}}
         self._hashes_path = run / ".hashes.json"
@@ -116,8 +118,8 @@ class Manifest:
         if changed:
             folders = ", ".join(known["outputs"])
             raise ManifestError(
-                f"step {step} of {self._run} was begun with another state of {', '.join(changed)}. To do it again, "
-                f"remove {folders} and run: python scripts/manifest.py forget {self._run} {step}; or give the run "
+                f"step {step} of {self.run} was begun with another state of {', '.join(changed)}. To do it again, "
+                f"remove {folders} and run: python scripts/manifest.py forget {self.run} {step}; or give the run "
                 "another name"
             )
 
@@ -127,10 +129,45 @@ class Manifest:
             self.steps.pop(step, None)
         self._save()
 
+    def borrow(self, other: "Manifest", steps: Sequence[str]) -> None:
+        """Takes finished steps of another run as this one's: links to what they left, and their entries.
+
+        A command with the same arguments then goes on behind them. What this run has of these steps stays as it is.
+
+        Raises:
+            ManifestError: the other run has not finished a step, or this one has a folder where a link would be.
+        """
+        new = [step for step in steps if step not in self.steps]
+        if unfinished := [step for step in new if other.steps.get(step, {}).get("status") != "finished"]:
+            raise ManifestError(f"{other.run} has not finished {', '.join(unfinished)}; run it to its end first")
+        entries = {step: other.steps[step] for step in new}
+        folders = {Path(path).relative_to(other.run).parts[0] for one in entries.values() for path in one["outputs"]}
+        self.run.mkdir(parents=True, exist_ok=True)
+        for folder in sorted(folders):
+            link = self.run / folder
+            if not link.is_symlink():
+                if link.exists():
+                    raise ManifestError(f"{link} is in the way of a link to {other.run / folder}; remove it")
+                link.symlink_to(os.path.relpath(other.run / folder, self.run))
+        for step, entry in entries.items():
+            self.steps[step] = _moved(entry, {str(other.run / folder): str(self.run / folder) for folder in folders})
+        self._save()
+
     def _save(self) -> None:
-        self._run.mkdir(parents=True, exist_ok=True)
+        self.run.mkdir(parents=True, exist_ok=True)
         write_whole(self._hashes_path, [json.dumps(self._hashes)])
         write_whole(self._path, [json.dumps(self._content, indent=1), "\n"])
+
+
+def _moved(entry: dict[str, Any], folders: dict[str, str]) -> dict[str, Any]:
+    """The entry of a step as if it had been done in other folders."""
+
+    def path(text: str) -> str:
+        old = next((old for old in folders if text == old or text.startswith(f"{old}/")), None)
+        return text if old is None else folders[old] + text.removeprefix(old)
+
+    files = {key: {path(name): digest for name, digest in entry[key].items()} for key in ("inputs", "outputs")}
+    return {**entry, **files, "command": [path(word) for word in entry["command"]]}
 
 
 def metrics_of(content: dict[str, Any]) -> dict[str, Any]:
@@ -183,6 +220,8 @@ def _run(arguments: argparse.Namespace) -> int:
             manifest.finish(arguments.step, arguments.seconds)
         case "forget":
             manifest.forget(arguments.steps)
+        case "borrow":
+            manifest.borrow(Manifest(arguments.source), arguments.steps)
         case "finished":
             entries = (manifest.steps.get(step, {}) for step in arguments.steps)
             return 0 if all(entry.get("status") == "finished" for entry in entries) else 1
@@ -210,6 +249,8 @@ def _parser() -> argparse.ArgumentParser:
     action("finished", "steps", "+", "exit with 0 where all of these are finished")
     action("forget", "steps", "+", "drop steps, so that they are done again")
     action("stage_info", "steps", "+", "print what the report shows of training stages")
+    borrow = action("borrow", "steps", "+", "take finished steps of another run as this one's")
+    borrow.add_argument("--source", type=Path, required=True, help="the other run's folder")
     return parser
 
 

@@ -3,9 +3,10 @@
 # GRPO with format and accuracy, GRPO with coherence judged over HTTP, rejection sampling, fine-tuning on what came
 # through, GRPO again; predictions on held-out clips after each stage, evaluation, a report.
 #
-#   bash scripts/quickstart.sh               about ten minutes; writes runs/quickstart/report.html and summary.json
+#   bash scripts/quickstart.sh               a quarter of an hour; writes runs/quickstart/report.html and summary.json
 #   bash scripts/quickstart.sh --smoke       the same path with next to no data and training, in under three minutes
 #   bash scripts/quickstart.sh --seed 1      another world and another model, in runs/quickstart-seed1
+#   bash scripts/quickstart.sh -- FLAGS      hands flags on to scripts/run_caemer.sh, as scripts/ablations.py does
 #
 # Interrupt it as you like: run again, it goes on where it was. A finished step is not done again.
 # shellcheck source=scripts/env.sh
@@ -19,7 +20,8 @@ while [ $# -gt 0 ]; do
     case $1 in
         --seed) seed=$2; shift 2 ;;
         --smoke) smoke=yes; shift ;;
-        *) echo "quickstart.sh knows --seed N and --smoke, not $1" >&2; exit 2 ;;
+        --) shift; break ;;
+        *) echo "quickstart.sh knows --seed N, --smoke and -- FLAGS, not $1" >&2; exit 2 ;;
     esac
 done
 
@@ -59,4 +61,5 @@ exec 9>&- # run_caemer.sh takes the lock itself
 exec bash scripts/run_caemer.sh --size toy --label_set toy --name "$name" --data "$data" --model "$run/model" \
     --seed "$seed" --judge configs/fgce/lexicon.yaml --clip_cache "$run/clip_cache" \
     --set "sft.validation_data=$data/sft_val.jsonl" --set infer.max_new_tokens=96 \
-    --set candidates.n=4 --set candidates.max_new_tokens=96 --set rejection.max_near_copies=8 "${sizes[@]}"
+    --set candidates.n=4 --set candidates.max_new_tokens=96 --set rejection.max_near_copies=8 "${sizes[@]}" \
+    "$@"

@@ -29,8 +29,9 @@
 #   --judge CONFIG.yaml   serve this FG-CE judge here; else FGCE_URL, else the servers of srun_fgce.sh
 #   --set STEP.KEY=VALUE  overrides a key of a step's configuration; a list is divided by commas; repeat it at will. Steps:
 #                         sft, grpo1, grpo2, candidates, rejection, rft, grpo3, infer, evaluate. So an ablation is
-#                         --set grpo2.rewards=format,accuracy,fgce_unweighted or --set rejection.reassemble=false
+#                         --set grpo2.rewards=format,accuracy or --set rejection.reassemble=false (docs/ablations.md)
 #   --stage STAGE         this one only: sft, grpo1, grpo2, candidates, rejection, rft, grpo3 or evaluate
+#   --without_rft         no candidates, rejection and RFT: GRPO 3 goes on from GRPO 2
 #   --slurm               submit jobs; nodes, partition and account come from the header above and from SBATCH_* variables.
 #                         The judge is a job of its own (srun_fgce.sh) unless FGCE_URL is set, and is cancelled at the end
 set -euo pipefail
@@ -51,6 +52,9 @@ size='' label_set='' name='' data=data data_root='' model='' clip_cache='' seed=
 while [ $# -gt 0 ]; do
     case $1 in
         --slurm) slurm=yes; shift; continue ;;
+        --without_rft)
+            STAGES=(sft grpo1 grpo2 grpo3 evaluate) TRAINED=(sft grpo1 grpo2 grpo3)
+            arguments+=("$1"); shift; continue ;;
         --size | --label_set | --name | --data | --data_root | --model | --clip_cache | --seed | --judge) ;;
         --stage | --set) ;;
         *) echo "run_caemer.sh does not know $1; its first lines list what it knows" >&2; exit 2 ;;
@@ -140,7 +144,7 @@ evaluate() {
         --metrics "$run/summary.json" -- \
         python scripts/evaluate.py --label_set "$label_set" --data_root "${data_root:-$data}" --output "$run" \
         --stage_info "$run/stage_info.json" --predictions "${named[@]}" "${FLAGS[@]}"
-    echo "== done: open $run/report.html; figures in $run/summary.json, what came through in $run/rejection/yield.md"
+    echo "== done: open $run/report.html; figures in $run/summary.json"
 }
 
 needs_judge() {
@@ -172,7 +176,7 @@ run_stage() {
         rejection) build_rft ;;
         # Its records' clip paths start at their own folder, whatever --data_root says.
         rft) train rft train_sft.py "$run/grpo2" "$run/rejection/rft.jsonl" '' ;;
-        grpo3) train grpo3 train_grpo.py "$run/rft" "$data/grpo_train.jsonl" ;;
+        grpo3) train grpo3 train_grpo.py "$run/${TRAINED[-2]}" "$data/grpo_train.jsonl" ;;
         evaluate) evaluate ;;
         *) echo "--stage $1 is none of ${STAGES[*]}" >&2; return 2 ;;
     esac

@@ -240,6 +240,8 @@ def test_the_filter_says_why_a_sentence_falls() -> None:
             scored("The tone is warm.", EXTRACTION, "audio"),
             scored("It shows his joy.", ANALYSIS),
             scored("These cues show joy.", ANALYSIS),
+            scored("The face and the face and the eyes are bright.", EXTRACTION),
+            scored("The mouth isthink>.", EXTRACTION),
         ),
         explained(scored("She smiles a little.", EXTRACTION), scored("He smiles so widely.", EXTRACTION), index=1),
     ]
@@ -251,6 +253,7 @@ def test_the_filter_says_why_a_sentence_falls() -> None:
         "cites_sound_of_a_silent_clip": 1,
         "points_nowhere": 1,
         "speaks_of_another_person": 1,
+        "broken": 2,
         "near_duplicate": 1,
     }
 
@@ -304,6 +307,16 @@ def test_extractions_cover_the_evidence_before_they_repeat_a_modality() -> None:
     assert text is not None
     assert "laugh is loud" in text
     assert "eyes" not in text
+
+
+def test_a_conclusion_does_not_sum_up_a_voice_of_which_nothing_was_said() -> None:
+    both = scored("Overall, the face and the voice show joy.", "conclusion", "audio-visual")
+    face = scored("Overall, the emotion in the face is joy.", "conclusion", "visual", 4)
+    chain = (scored("The mouth smiles.", EXTRACTION), scored("The smile shows joy.", ANALYSIS))
+    heard = scored("The laugh is loud.", EXTRACTION, "audio")
+    assert str(text_of(*chain, both, face)).endswith(face.text)
+    assert str(text_of(*chain, heard, both, face)).endswith(both.text)
+    assert str(text_of(*chain, both)).endswith(both.text)
 
 
 @pytest.mark.parametrize(

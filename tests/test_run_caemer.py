@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from launcher_factory import Commands
 
-TRAINED = ["sft", "grpo1", "grpo2", "rft", "grpo3"]
+REPO = Path(__file__).parents[1]
+CHECKOUT = ("scripts", "configs", "humanomni", "fgce", "pyproject.toml", "constraints.txt", "srun_fgce.sh")
 STEPS = [
     *("sft", "infer-sft", "grpo1", "infer-grpo1", "grpo2", "infer-grpo2", "candidates", "rejection"),
     *("rft", "infer-rft", "grpo3", "infer-grpo3", "evaluate"),
@@ -69,7 +70,7 @@ def checkout(repo: Path, tmp_path: Path) -> Path:
     """A folder that looks like the repository, with data and a base model of its own."""
     folder = tmp_path / "checkout"
     folder.mkdir()
-    for name in ("scripts", "configs", "humanomni", "fgce", "pyproject.toml", "constraints.txt", "srun_fgce.sh"):
+    for name in CHECKOUT:
         (folder / name).symlink_to(repo / name)
     for name in ("data/sft_train.jsonl", "data/grpo_train.jsonl", "data/test.jsonl"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -105,6 +106,12 @@ class Pipeline:
         log = process.communicate(timeout=60)[0]
         assert process.returncode == 0, log
         return log
+
+    def borrow(self, *steps: str) -> subprocess.CompletedProcess[str]:
+        """Has the run "ablation" take steps of the run "0.5B"."""
+        command = [sys.executable, "scripts/manifest.py", "borrow", "runs/ablation", *steps, "--source", "runs/0.5B"]
+        environment = os.environ | {"PYTHONPATH": str(REPO)}
+        return subprocess.run(command, cwd=self.checkout, env=environment, capture_output=True, text=True)
 
     def programs(self) -> list[str]:
         """What ran, in order, without the manifest's own calls and the environment's."""
@@ -190,6 +197,61 @@ def test_kill_at_any_point_and_the_same_hashes_come_out(pipeline: Pipeline) -> N
     assert pipeline.hashes("killed") == straight
 
 
+# Stands for the environment's python: the one that runs the tests, so that nothing is installed.
+INSTALLED = """#!/usr/bin/env bash
+[[ "$1 $2" == "-m pip" ]] || exec {python} "$@"
+"""
+KILLED_IN = ("data", "towers", "sft", "infer-sft", "grpo1", "grpo2", "candidates", "rft", "grpo3", "evaluate")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="takes five minutes; LONG_TESTS=1 runs it")
+def test_real_programs_killed_at_any_point_leave_the_same_hashes(commands: Commands, tmp_path: Path) -> None:
+    """Slow: `quickstart.sh --smoke` twice, once through ten kills, every program with a model and a judge."""
+    commands.add("python", INSTALLED.format(python=sys.executable))
+
+    def log_of(checkout: Path) -> str:
+        return (tmp_path / f"{checkout.name}.log").read_text(errors="replace")
+
+    def start(checkout: Path) -> subprocess.Popen[bytes]:
+        with (tmp_path / f"{checkout.name}.log").open("wb") as log:
+            return subprocess.Popen(
+                ["bash", "scripts/quickstart.sh", "--smoke"],
+                cwd=checkout,
+                env=commands.variables(PYTHONPATH=str(REPO), OMP_NUM_THREADS="1"),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def result(checkout: Path) -> dict[str, dict[str, str]]:
+        assert start(checkout).wait(timeout=1800) == 0, log_of(checkout)[-3000:]
+        steps = json.loads((checkout / "runs/quickstart-smoke/manifest.json").read_text())["steps"]
+        # The evaluation's report tells how long each stage took.
+        return {step: entry["outputs"] for step, entry in steps.items() if step != "evaluate"}
+
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for checkout in (straight, killed):
+        checkout.mkdir()
+        for path in REPO.iterdir():
+            if path.name in CHECKOUT or path.suffix == ".py":
+                (checkout / path.name).symlink_to(path)
+    draw = random.Random(0)
+    for number, step in enumerate(KILLED_IN):
+        process = start(killed)
+        while f"== {step}" not in log_of(killed):
+            assert process.poll() is None, log_of(killed)[-3000:]
+            time.sleep(0.1)
+        time.sleep(draw.uniform(0.0, 8.0))  # starting to import, at work, or in the next step
+        if number % 2:
+            process.send_signal(signal.SIGKILL)  # what the script has started lives on
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert result(killed) == result(straight)
+
+
 def test_a_second_run_waits_for_what_a_killed_one_left_at_work(pipeline: Pipeline) -> None:
     process = pipeline.start("--stage", "sft", STEP_SECONDS="2")
     model = pipeline.checkout / "runs/0.5B/sft/model.safetensors"
@@ -200,6 +262,29 @@ def test_a_second_run_waits_for_what_a_killed_one_left_at_work(pipeline: Pipelin
     assert "waiting" in log
     assert pipeline.steps()["sft"]["status"] == "finished"
     assert model.read_text() != "half"
+
+
+def test_another_run_goes_on_from_the_stages_that_it_has_in_common(pipeline: Pipeline) -> None:
+    pipeline.run()
+    before = len(pipeline.programs())
+    for _ in range(2):  # a second time changes nothing
+        assert pipeline.borrow("sft", "infer-sft", "grpo1", "infer-grpo1").returncode == 0
+    log = pipeline.run("--name", "ablation", "--without_rft")
+    assert log.count("done before") == 4
+    grpo = ["train_grpo.py", "inference_batch.py"]
+    assert pipeline.programs()[before:] == [*grpo, *grpo, "evaluate.py"]
+    full, less = pipeline.steps(), pipeline.steps("ablation")
+    assert less["grpo2"]["inputs"]["runs/ablation/grpo1"] == full["grpo2"]["inputs"]["runs/0.5B/grpo1"]
+    assert less["grpo2"]["outputs"]["runs/ablation/grpo2"] == full["grpo2"]["outputs"]["runs/0.5B/grpo2"]
+    assert less["grpo3"]["inputs"]["runs/ablation/grpo2"] == less["grpo2"]["outputs"]["runs/ablation/grpo2"]
+    assert "rft" not in " ".join(less["evaluate"]["command"])
+
+
+def test_what_another_run_has_not_finished_cannot_be_borrowed(pipeline: Pipeline) -> None:
+    pipeline.run("--stage", "sft")
+    answer = pipeline.borrow("sft", "infer-sft", "grpo1")
+    assert answer.returncode == 1
+    assert "runs/0.5B has not finished grpo1" in answer.stderr
 
 
 def test_a_step_that_fails_stops_the_run(pipeline: Pipeline) -> None:

@@ -34,10 +34,13 @@ def reassemble(kept: Sequence[Sentence], evidence: set[str], settings: RftSettin
     """
     extractions = _choose(kept, CHAIN[0], evidence, settings.max_extractions)
     analyses = _choose(kept, CHAIN[1], evidence, settings.max_analyses, only_new=True)
-    conclusions = _choose(kept, CHAIN[2], set(), 1)
+    conclusions = [one for one in kept if one.function == CHAIN[2]]
     if not (extractions and analyses and conclusions):
         return None
-    chosen = [*sorted(extractions, key=_reading_order), *sorted(analyses, key=_reading_order), *conclusions]
+    told = frozenset[str]().union(*(one.modalities for one in (*extractions, *analyses)))
+    # One that sums up a voice of which nothing was said does not follow; where all do, the best of them must serve.
+    conclusion = next((one for one in conclusions if one.modalities <= told | {"contextual"}), conclusions[0])
+    chosen = [*sorted(extractions, key=_reading_order), *sorted(analyses, key=_reading_order), conclusion]
     return Reassembly(_as_text(chosen, settings), tuple(chosen))
 
 

@@ -11,8 +11,9 @@ from fgce.schema import ExplanationScore
 from humanomni.rft.candidates import Candidate, SampledClip
 from humanomni.rft.judging import StrictJudge, value_of
 from humanomni.rft.reassemble import CHAIN, Reassembly, reassemble
-from humanomni.rft.sentences import evidence, filter_sentences, words_of
+from humanomni.rft.sentences import evidence, filter_sentences
 from humanomni.rft.settings import RftSettings
+from humanomni.rft.wording import words_of
 
 # "reassembled" and "candidate" are kept, everything else says why a clip fell.
 Outcome = Literal[

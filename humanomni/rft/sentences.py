@@ -1,6 +1,5 @@
 """Filter: the sentences of a clip's right candidates that are worth keeping, and why the others are not."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,8 @@ from fgce.schema import ExplanationScore, Modality, SentenceScore
 from humanomni.rft import wording
 from humanomni.rft.candidates import Candidate
 from humanomni.rft.settings import RftSettings
+from humanomni.rft.wording import words_of
 
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 # Words that tell nothing by themselves: two sentences may share them and say different things.
 _FUNCTION_WORDS = frozenset(
     {"a", "an", "the", "and", "or", "but", "of", "in", "on", "at", "to", "from", "with", "by", "for", "as", "also"}
@@ -90,12 +89,18 @@ def filter_sentences(
                 passed.append(Sentence(candidate.index, position, agreement, sentence))
     kept: list[Sentence] = []
     for one in sorted(passed, key=lambda sentence: sentence.rank):
-        rivals = (other for other in kept if other.function == one.function)
-        if any(overlap(one.text, other.text) >= settings.near_duplicate for other in rivals):
+        if any(_rivals(one, other) and overlap(one.text, other.text) >= settings.near_duplicate for other in kept):
             dropped["near_duplicate"] += 1
         else:
             kept.append(one)
     return kept, dropped
+
+
+def _rivals(one: Sentence, other: Sentence) -> bool:
+    """Whether they compete for a place. One conclusion is taken, so those of other modalities are a choice to make."""
+    if one.function != other.function:
+        return False
+    return one.function != "conclusion" or one.modalities == other.modalities
 
 
 def _fault(sentence: SentenceScore, has_audio: bool, minority: frozenset[str], settings: RftSettings) -> str | None:
@@ -112,6 +117,8 @@ def _fault(sentence: SentenceScore, has_audio: bool, minority: frozenset[str], s
         return "points_nowhere"
     if minority & set(words_of(sentence.text)):
         return "speaks_of_another_person"
+    if wording.is_broken(sentence.text):
+        return "broken"
     return None
 
 
@@ -134,11 +141,6 @@ def overlap(one: str, other: str) -> float:
     if not a or not b:
         return float(_key(one) == _key(other))
     return len(a & b) / min(len(a), len(b))
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text, in lower case."""
-    return _WORD.findall(text.lower())
 
 
 def _key(text: str) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ _EXPLETIVE = re.compile(r"it (?:is|seems|appears) (?:\w+ )?(?:that|as if|as thou
 _PRONOUN_SUBJECT = re.compile(r"(?:(?P<possessive>his|her)|he|she)\b", re.IGNORECASE)
 # A first word that is no name loses its capital behind a connective.
 _COMMON_START = re.compile(r"(?:The|An?|This|That|These|Those|His|Her|He|She|They|Their|Its?|Both|There)\b")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_MARKUP = re.compile(r"[<>{}\\|]")
 _END = re.compile(r"""[.!?]["')\]]*$""")
 
 
@@ -46,6 +48,21 @@ def points_nowhere(text: str, function: Function | None) -> bool:
     if not _POINTS_BACK.match(text) or _EXPLETIVE.match(text):
         return False
     return function == "information extraction" or not _TO_EVIDENCE.match(text)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def is_broken(text: str) -> bool:
+    """Whether sampling has gone astray in a sentence: it holds pieces of tags, or the same three words twice.
+
+    "The face and the face and the voice show that she is sad" names its emotion, and so pleases a judge.
+    """
+    words = words_of(text)
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return len(set(triples)) < len(triples) or _MARKUP.search(text) is not None
 
 
 def without_connective(text: str) -> str:
