@@ -124,12 +124,13 @@ class PredictionJob:
             JobError: another process works on this job under the same rank, or on this output with other settings.
             OSError: the folder cannot be written.
         """
-        if self.finished:
-            shutil.rmtree(self.shards, ignore_errors=True)  # there only if the merging rank was killed in its last act
+        if self.finished and not self.shards.exists():
             return None
         self.output.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            if self.finished:  # by the other ranks, before this one came
+            if self.finished:
+                # Still there only if the merging rank was killed in its last act, for that rank had the lock.
+                shutil.rmtree(self.shards, ignore_errors=True)
                 return None
             if self._state().get("settings") != self.settings:
                 self._make_way()

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,24 @@ def test_a_finished_job_is_left_alone(inputs: dict[int, Record | BadLine], outpu
     output.unlink()
     with again.open_shard(0) as shard:
         assert shard.done == frozenset()
+
+
+def test_a_rank_that_comes_amid_the_clearing_up_waits(
+    inputs: dict[int, Record | BadLine], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, late = shutil.rmtree, ThreadPoolExecutor(1)
+
+    def slowly(folder: Path, **options: bool) -> None:
+        monkeypatch.setattr(shutil, "rmtree", remove)
+        opening = late.submit(PredictionJob(output, inputs, SETTINGS).open_shard, 1)
+        with pytest.raises(TimeoutError):
+            opening.result(timeout=0.2)
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    assert do(PredictionJob(output, inputs, SETTINGS), 0, list(inputs)) == 0
+    late.shutdown()
+    assert len(output.read_text().splitlines()) == 6
 
 
 def test_other_settings_start_afresh_and_say_so(

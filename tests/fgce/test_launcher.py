@@ -83,7 +83,8 @@ async def test_a_server_that_dies_is_started_again_at_its_address(repo: Path, tm
     try:
         endpoints = wait_for(tmp_path / "run/endpoints", process)
         client = FgceClient(endpoints, token=(tmp_path / "run/token").read_text().strip(), deadline=30, attempts=30)
-        (server,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "fgce" in p.cmdline()]
+        family = psutil.Process(process.pid).children(recursive=True)
+        (server,) = [p for p in family if "fgce" in (psutil.Process.as_dict(p, ["cmdline"])["cmdline"] or ())]
         server.kill()
         assert (await client.score([ITEM])).results[0].score == 5
     finally:
