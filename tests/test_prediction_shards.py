@@ -137,8 +137,11 @@ def test_a_rank_that_comes_amid_the_clearing_up_waits(
             opening.result(timeout=0.2)
         remove(folder, **options)
 
-    monkeypatch.setattr(shutil, "rmtree", slowly)
-    assert do(PredictionJob(output, inputs, SETTINGS), 0, list(inputs)) == 0
+    job = PredictionJob(output, inputs, SETTINGS)
+    with job.open_shard(0) as shard:
+        answer(shard, inputs, list(inputs))
+        monkeypatch.setattr(shutil, "rmtree", slowly)
+        assert job.merge() == 0
     late.shutdown()
     assert len(output.read_text().splitlines()) == 6
 
