@@ -126,7 +126,10 @@ def test_a_rank_of_the_real_program_killed_at_any_moment_costs_nothing(
 
 
 def ten_thousand_in_flat_memory(job: Job, output: Path, growth: int) -> None:
-    """Runs 10,000 records, killed after 6,000: memory must not grow by `growth` bytes, and work go on within 5 s."""
+    """Runs 10,000 records, killed after 6,000: memory must not grow by `growth` bytes.
+
+    Within 5 s the next start must know what is done; loading torch and the model, as any start does, comes on top.
+    """
     first = job.start(output)
     memory = {}
     for moment in (1_000, 6_000):
@@ -137,15 +140,14 @@ def ten_thousand_in_flat_memory(job: Job, output: Path, growth: int) -> None:
     first.kill()
     first.communicate()
     assert memory[6_000] - memory[1_000] < growth, memory
+    done = job.lines(output, 0)
     begin = time.monotonic()
     second = job.start(output)
-    killed_with = job.lines(output, 0)
-    while job.lines(output, 0) <= killed_with:
-        assert second.poll() is None, second.communicate()[1]
-        time.sleep(0.05)
+    said = next(line for line in second.stderr if "going on: " in line)
     assert time.monotonic() - begin < 5
-    log = second.communicate(timeout=1200)[1]
-    assert "going on: " in log
+    assert int(said.split("going on: ")[1].split()[0]) in (done, done - 1)  # the last line may be torn
+    assert second.communicate(timeout=1200)[1]
+    assert second.returncode == 0
     identities = [json.loads(line)["id"] for line in job.result(output).splitlines()]
     assert identities == [f"r{i}" for i in range(10_000)]
 
