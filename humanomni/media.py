@@ -52,6 +52,7 @@ def load_clip(
     video: bool = True,
     audio: bool = True,
     max_audio_seconds: float = math.inf,
+    threads: int = 1,
 ) -> Clip:
     """Decode `num_frames` frames and the waveform of a video, a sound file, an image or a folder of frames.
 
@@ -64,6 +65,7 @@ def load_clip(
         video: whether to decode frames.
         audio: whether to decode the waveform.
         max_audio_seconds: length at which the waveform is cut; nothing beyond it is decoded.
+        threads: of the video decoder.
 
     Raises:
         MediaError: the file is missing, empty, damaged beyond decoding, or holds nothing that was asked for. An
@@ -89,7 +91,7 @@ def load_clip(
         return Clip(None, waveform, 0.0, len(waveform) / sampling_rate)
     part = _part(path, track.timeline, begin, stop)
     if video:
-        frames = read_frames(path, track, [part[i] for i in sample_frame_indices(len(part), num_frames)])
+        frames = read_frames(path, track, [part[i] for i in sample_frame_indices(len(part), num_frames)], threads)
     return Clip(frames, waveform, track.timeline.fps, track.timeline.duration(part))
 
 

@@ -1,7 +1,7 @@
 """Open a media container and decode what is sound in it, with one kind of error for all that can go wrong."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -87,12 +87,20 @@ def packets(container: InputContainer, stream: VideoStream | AudioStream) -> Ite
 
 
 @overload
-def decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]: ...
+def decoded(
+    container: InputContainer, stream: VideoStream, wanted: Container[int] | None = None
+) -> Iterator[av.VideoFrame]: ...
 @overload
 def decoded(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]: ...
-def decoded(container: InputContainer, stream: Any) -> Iterator[Any]:
-    """Frames of one stream from where the container stands; packets that cannot be decoded are passed over."""
+def decoded(container: InputContainer, stream: Any, wanted: Container[int] | None = None) -> Iterator[Any]:
+    """Frames of one stream from where the container stands; packets that cannot be decoded are passed over.
+
+    Args:
+        wanted: time stamps; frames that are not among them and from which no other is made may be left out.
+    """
     for packet in packets(container, stream):
+        if wanted is not None:
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         try:
             yield from stream.decode(packet)
         except av.InvalidDataError:

@@ -1,9 +1,12 @@
-"""Frames of a video by their number: decord for ordinary files, PyAV for the rest.
+"""Frames of a video by their number, as decord gives them where it gives the right ones: by decord or by PyAV.
 
-decord is the decoder that the published checkpoints were trained with; for 8-bit H.264 PyAV gives the same bytes. But
-decord returns other frames than asked for where B-frames meet AVI, HEVC, MPEG-4 or open groups of pictures, refuses
-some containers, and aborts the process when a header states a wrong number of frames. So the packets are looked through
-first, which decodes nothing, and only a plain H.264 mp4 or mov that is what its header says goes to decord.
+decord is the decoder that the published checkpoints were trained with. But it returns other frames than asked for where
+B-frames meet AVI, HEVC, MPEG-4 or open groups of pictures, refuses some containers, and aborts the process when a
+header states a wrong number of frames. So the packets are looked through first, which decodes nothing, and only a plain
+H.264 mp4 or mov that is what its header says may go to decord.
+
+PyAV reads the rest, and of the plain files those with B-frames, where its bytes are decord's: it leaves out the frames
+that nobody asked for and no other frame is made from, nearly half of a film.
 """
 
 import logging
@@ -30,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 2**26  # of one frame, twice 8K: a damaged header may ask for gigabytes
 UNTIMED = {"avi", "asf"}  # containers that store when frames are decoded, not when they are shown
+# Of other pictures decord and PyAV make other colours: with 10 bits up to 50 levels off, of 4:2:2 turned upright 3.
+SAME_COLOURS = {"yuv420p", "yuvj420p"}
 FALLBACK_FPS = 25.0  # where a container states no frame rate
 
 
@@ -42,12 +47,15 @@ class VideoTrack:
         keys: what tells a frame apart, ascending: its time stamp, or its number where the container stores no times.
         entries: keys at which decoding can begin; empty when it can begin at the start of the file only.
         ordinary: whether decord may read the file and reads it right.
+        skippable: whether some frames, as B-frames are, serve to make no other and may be left out, without a
+            difference to what decord gives of progressive frames.
     """
 
     timeline: Timeline
     keys: list[int]
     entries: list[int]
     ordinary: bool
+    skippable: bool
 
 
 def scan_video(path: Path) -> VideoTrack | None:
@@ -70,7 +78,7 @@ def scan_video(path: Path) -> VideoTrack | None:
             raise MediaError(path, "its video stream holds no frame; was the recording or copy broken off?")
         keys = sorted({pts for pts, _ in shown if pts is not None})
         if len(keys) < len(shown) or container.format.name in UNTIMED:
-            return VideoTrack(Timeline.even(len(shown), fps), list(range(len(shown))), [], ordinary=False)
+            return VideoTrack(Timeline.even(len(shown), fps), list(range(len(shown))), [], False, False)
         entries = sorted(pts for pts, is_key in shown if is_key and pts is not None)
         timeline = Timeline((np.array(keys, dtype=np.float64) - keys[0]) * float(stream.time_base or 0), fps)
         if not timeline.regular and timeline.seconds[-1] > 0:  # the stated rate is not what the time stamps say
@@ -82,7 +90,9 @@ def scan_video(path: Path) -> VideoTrack | None:
             and timeline.regular
             and not _has_open_gop(shown)
         )
-        return VideoTrack(timeline, keys, entries, ordinary)
+        same_colours = stream.format is not None and stream.format.name in SAME_COLOURS
+        skippable = bool(entries) and stream.codec_context.has_b_frames and (same_colours or not ordinary)
+        return VideoTrack(timeline, keys, entries, ordinary, skippable)
 
 
 def _has_open_gop(shown: list[tuple[int | None, bool]]) -> bool:
@@ -91,7 +101,7 @@ def _has_open_gop(shown: list[tuple[int | None, bool]]) -> bool:
     return bool((pts < np.maximum.accumulate(np.where(is_key, pts, pts.min()))).any())
 
 
-def read_frames(path: Path, track: VideoTrack, indices: list[int]) -> np.ndarray:
+def read_frames(path: Path, track: VideoTrack, indices: list[int], threads: int = 1) -> np.ndarray:
     """RGB frames uint8 [T, H, W, 3], upright, at ascending `indices` (repeats allowed).
 
     Decoding jumps to the key frame before each wanted frame where the container allows it, and keeps wanted frames
@@ -99,25 +109,30 @@ def read_frames(path: Path, track: VideoTrack, indices: list[int]) -> np.ndarray
     time that decoding everything takes: 0.3 with a key frame every second, 0.9 with one every ten (x264's default).
     A frame that is damaged beyond decoding is replaced by the next one, or the last.
 
+    Args:
+        threads: of the decoder. More than cores in all decoders together cost a third of the time.
+
     Raises:
         MediaError: no frame can be decoded.
     """
-    if track.ordinary and decord is not None:
-        frames = _decord_frames(path, len(track.keys), indices)
+    wanted = [track.keys[i] for i in indices]
+    as_decord = track.ordinary and decord is not None
+    found = _jump(path, track, wanted, threads) if track.skippable or not as_decord else {}
+    complete = found.keys() >= set(wanted)
+    # Of interlaced frames decord makes other colours than PyAV.
+    if as_decord and (not complete or any(frame.interlaced_frame for frame in found.values())):
+        frames = _decord_frames(path, len(track.keys), indices, threads)
         if frames is not None:
             return frames
-    wanted = [track.keys[i] for i in indices]
-    found = _jump(path, track.entries, wanted)
-    if found.keys() < set(wanted):
-        found = _walk(path, wanted, stamped=bool(track.entries))
+    if not complete:
+        found = _walk(path, wanted, threads, stamped=bool(track.entries))
     return _upright([found[key] for key in wanted])
 
 
-def _decord_frames(path: Path, count: int, indices: list[int]) -> np.ndarray | None:
+def _decord_frames(path: Path, count: int, indices: list[int], threads: int) -> np.ndarray | None:
     """Frames [T, H, W, 3] as decord gives them, or None when it cannot."""
     try:
-        # One thread a reader: clips are decoded side by side, and more threads than cores cost a third of the time.
-        reader = decord.VideoReader(str(path.absolute()), num_threads=1)
+        reader = decord.VideoReader(str(path.absolute()), num_threads=threads)
         if len(reader) == count:
             return reader.get_batch(indices).asnumpy()
         reason = f"it counts {len(reader)} frames, not {count}"
@@ -128,28 +143,28 @@ def _decord_frames(path: Path, count: int, indices: list[int]) -> np.ndarray | N
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _opened(path: Path, threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
     with open_container(path) as container:
         stream = video_stream(container)
         if stream is None:
             raise MediaError(path, "its video stream vanished while it was read")
-        stream.thread_type = "AUTO"
+        stream.thread_type, stream.thread_count = "AUTO", threads
         yield container, stream
 
 
-def _jump(path: Path, entries: list[int], wanted: list[int]) -> dict[int, av.VideoFrame]:
+def _jump(path: Path, track: VideoTrack, wanted: list[int], threads: int) -> dict[int, av.VideoFrame]:
     """The `wanted` frames by time stamp, up to the first that is not where time stamps and key frames say."""
     found: dict[int, av.VideoFrame] = {}
-    if not entries:
+    if not track.entries:
         return found
-    with _opened(path) as (container, stream):
+    with _opened(path, threads) as (container, stream):
         frames: Iterator[av.VideoFrame] = iter(())
         position = None
         for key in sorted(set(wanted)):
-            entry = entries[max(bisect_right(entries, key) - 1, 0)]
+            entry = track.entries[max(bisect_right(track.entries, key) - 1, 0)]
             if position is None or entry > position:
                 container.seek(entry, stream=stream)
-                frames = decoded(container, stream)
+                frames = decoded(container, stream, set(wanted) if track.skippable else None)
             for frame in frames:
                 position = frame.pts
                 if position is None or position >= key:
@@ -160,12 +175,12 @@ def _jump(path: Path, entries: list[int], wanted: list[int]) -> dict[int, av.Vid
     return found
 
 
-def _walk(path: Path, wanted: list[int], *, stamped: bool) -> dict[int, av.VideoFrame]:
+def _walk(path: Path, wanted: list[int], threads: int, *, stamped: bool) -> dict[int, av.VideoFrame]:
     """The `wanted` frames, each the first at or after its key, or the last of all, found by decoding from the start."""
     found: dict[int, av.VideoFrame] = {}
     remaining = sorted(set(wanted), reverse=True)
     frame = None
-    with _opened(path) as (container, stream):
+    with _opened(path, threads) as (container, stream):
         for number, frame in enumerate(decoded(container, stream)):
             key = frame.pts if stamped else number
             while remaining and key is not None and key >= remaining[-1]:
