@@ -95,6 +95,8 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
             nn.Linear(config.gate_hidden_size, 3),
         )
         self.language_model = Qwen2Model._from_config(config.text_config)
+        for first_layer in (self.vision_tower.encoder.layers[0], self.audio_tower.layers[0]):
+            first_layer.register_forward_pre_hook(contiguous_input)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -390,6 +392,15 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
                 if (device == "cpu" or length % _STOP_CHECK_EVERY == 0) and not going_on.any():
                     return ids[:, :length]
                 logits = decoder.step(tokens)
+
+
+def contiguous_input(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A forward pre-hook that lays out a tower's hidden states [B, N, V] row by row.
+
+    They come from a convolution, transposed, and sums keep their operands' strides: every residual and norm of a tower
+    would go through memory by columns (docs/performance.md has the time).
+    """
+    return inputs[0].contiguous(), *inputs[1:]
 
 
 def cast_ahead(model: nn.Module, dtype: torch.dtype) -> None:

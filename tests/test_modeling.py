@@ -97,6 +97,19 @@ def test_no_sound_is_silence_and_sound_matters(
         assert not torch.allclose(model(**silent).logits[0, -1], model(**loud).logits[0, -1])
 
 
+def test_towers_read_memory_by_rows(model: HumanOmniForConditionalGeneration, processor: HumanOmniProcessor) -> None:
+    """No number hangs on it, but much of a tower's time on a GPU does."""
+    by_rows = []
+    layers = [*model.model.vision_tower.encoder.layers, *model.model.audio_tower.layers]
+    handles = [layer.register_forward_hook(lambda *call: by_rows.append(call[2].is_contiguous())) for layer in layers]
+    batch = processor(text=[processor.prompt(QUESTIONS[0])], clips=[noise_clip(0)], gate_text=QUESTIONS[:1])
+    with torch.no_grad():
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    assert by_rows == [True] * len(layers)
+
+
 def test_placeholders_are_never_generated(
     model: HumanOmniForConditionalGeneration, processor: HumanOmniProcessor
 ) -> None:
