@@ -74,6 +74,7 @@ def predict(arguments: argparse.Namespace) -> None:
             max_new_tokens=arguments.max_new_tokens,
             sampling=sampling,
             device=arguments.device or device,
+            clip_cache=arguments.clip_cache,
         )
 
     def clip_of(record: Record) -> Path:
@@ -142,7 +143,7 @@ def output_path(arguments: argparse.Namespace) -> Path:
 def job_settings(arguments: argparse.Namespace, loading: LoadOptions) -> dict[str, str | int | float | None]:
     """All that decides the predictions: other settings never meet the same shards.
 
-    Batch size, token budget, workers and the number of processes are not among them.
+    Batch size, token budget, workers, the clip cache and the number of processes are not among them.
     """
     return {
         **model_identity(loading),
@@ -197,7 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of draws (%(default)s)")
     parser.add_argument("--batch_size", type=_positive, default=16, help="rows of a batch, a process (%(default)s)")
     parser.add_argument("--token_budget", type=_positive, help="most tokens of a batch, padding and responses included")
-    parser.add_argument("--num_workers", type=_positive, default=4, help="processes that decode clips (%(default)s)")
+    parser.add_argument("--num_workers", type=_positive, help="processes that decode clips (one a core)")
+    parser.add_argument("--clip_cache", type=Path, help="folder for decoded clips, shared with training")
     add_load_arguments(parser)
     parser.add_argument("--errors", action="store_true", help="list the records that failed, and do nothing else")
     parser.add_argument("--bert_path", help="accepted for the commands of the authors' release, and not used")

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from humanomni.media import MediaError
@@ -51,23 +52,27 @@ class Failure:
 
 
 def decode_ahead(
-    items: Sequence[Item], clips: ClipLoader, num_workers: int, ahead: int
+    items: Sequence[Item], clips: ClipLoader, num_workers: int | None, ahead: int
 ) -> Iterator[TrainingClip | Failure]:
     """The clip of each item, in order, or why there is none.
 
     Args:
         clips: decodes them.
-        num_workers: processes, at most one a core; 0 decodes in this one when the clip is asked for.
+        num_workers: processes, at most one a core; None is one a core, 0 decodes in this process when the clip is asked
+            for. Ranks on one machine share its cores.
         ahead: about how many clips wait decoded.
     """
-    num_workers = min(num_workers, len(os.sched_getaffinity(0)))
+    cores = max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    num_workers = cores if num_workers is None else min(num_workers, cores)
     loader = DataLoader(
-        _Clips(items, clips),
+        _Clips(items, clips, threads=cores // max(num_workers, 1)),
         batch_size=None,
         num_workers=num_workers,
         # Through a pipe: the shared memory that tensors would take is 64 MB in many a container.
         collate_fn=pickle.dumps,
         prefetch_factor=max(2, -(-ahead // num_workers)) if num_workers else None,
+        # Its thread takes clips out of the pipe while the model runs; bytes are not pinned.
+        pin_memory=bool(num_workers) and torch.cuda.is_available(),
         worker_init_fn=_end_with_parent,
         multiprocessing_context="fork" if num_workers else None,
     )
@@ -75,8 +80,8 @@ def decode_ahead(
 
 
 class _Clips(Dataset):
-    def __init__(self, items: Sequence[Item], clips: ClipLoader) -> None:
-        self._items, self._clips = items, clips
+    def __init__(self, items: Sequence[Item], clips: ClipLoader, threads: int) -> None:
+        self._items, self._clips, self._threads = items, clips, threads
 
     def __len__(self) -> int:
         return len(self._items)
@@ -84,7 +89,7 @@ class _Clips(Dataset):
     def __getitem__(self, index: int) -> TrainingClip | Failure:
         """A file system under load fails now and then: a clip is given up after the second failure."""
         item = self._items[index]
-        part = item.record.start, item.record.end
+        part = item.record.start, item.record.end, self._threads
         try:
             try:
                 return self._clips.load(item.clip, *part)

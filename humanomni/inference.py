@@ -8,6 +8,7 @@ the byte; in half precision another batch size may decide a near tie between two
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ class Predictor:
         max_new_tokens: tokens after which a response is cut.
         sampling: draw candidates instead of decoding one response greedily.
         device: as torch names it.
+        clip_cache: folder of decoded clips, shared with training; None decodes every time.
 
     Raises:
         LoadError: the model cannot be loaded as asked.
@@ -71,6 +73,7 @@ class Predictor:
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
         device: str = "cpu",
+        clip_cache: Path | None = None,
     ) -> None:
         self.modality, self.early, self.max_new_tokens = modality, early, max_new_tokens
         self.sampling = sampling
@@ -80,11 +83,15 @@ class Predictor:
         # Greedy, also under a draw's noise; what else the checkpoint's generation_config.json asks for (end tokens,
         # suppressed placeholders, a repetition penalty) holds.
         self.model.generation_config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
-        self._clips = ClipLoader(self.processor, modality)
+        self._clips = ClipLoader(self.processor, modality, clip_cache)
         self._largest_batch: int | None = None  # known after the first batch that was too large for the memory
 
     def predict(
-        self, items: Iterable[Item], batch_size: int = 16, num_workers: int = 4, token_budget: int | None = None
+        self,
+        items: Iterable[Item],
+        batch_size: int = 16,
+        num_workers: int | None = None,
+        token_budget: int | None = None,
     ) -> Iterator[tuple[Item, dict[str, Any] | Failure]]:
         """Yields each item, longest first, with its prediction or with why it has none.
 
@@ -96,7 +103,7 @@ class Predictor:
 
         Args:
             batch_size: rows of a batch; halved for good when the GPU's memory does not suffice.
-            num_workers: processes that decode clips; 0 decodes in this one, a batch after the other.
+            num_workers: of :func:`humanomni.decode_ahead.decode_ahead`.
             token_budget: the most of a batch's rows times its longest prompt and response, in tokens; None for no end.
         """
         items = list(items)

@@ -52,7 +52,7 @@ def run_rank(
     clip_of: Callable[[Record], Path],
     *,
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
     token_budget: int | None = None,
     ask: Callable[[Record], Record] = lambda record: record,
 ) -> bool:
@@ -107,7 +107,7 @@ def predict_share(
     start: Callable[[str], "Predictor"],
     clip_of: Callable[[Record], Path],
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
     token_budget: int | None,
 ) -> None:
     """Predicts records and writes each outcome to the shard at once."""

@@ -84,7 +84,12 @@ class HumanOmniProcessor(ProcessorMixin):
         ]
 
     def load_clip(
-        self, path: str | Path, modality: str = "video_audio", start: float | None = None, end: float | None = None
+        self,
+        path: str | Path,
+        modality: str = "video_audio",
+        start: float | None = None,
+        end: float | None = None,
+        threads: int = 1,
     ) -> Clip:
         """Decodes what a prompt of this modality shows of a file, or of its part between two seconds.
 
@@ -105,6 +110,7 @@ class HumanOmniProcessor(ProcessorMixin):
             video=pictures,
             audio="audio" in media,
             max_audio_seconds=self.feature_extractor.chunk_length,  # the mel holds no more
+            threads=threads,
         )
         if pictures and clip.frames is None:
             raise MediaError(path, "holds no pictures; of sound alone the modality is audio")
@@ -209,15 +215,17 @@ class HumanOmniProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def text_inputs(self, text: Sequence[str], padding_side: str = "left") -> dict[str, Tensor]:
-        """input_ids and attention_mask [B, S], placeholders expanded."""
+        """input_ids and attention_mask [B, S], placeholders expanded; what occurs twice is tokenized once."""
+        place = {one: row for row, one in enumerate(dict.fromkeys(text))}
         encoded = self.tokenizer(
-            [self.expand(one) for one in text],
+            [self.expand(one) for one in place],
             add_special_tokens=False,
             padding=True,
             padding_side=padding_side,
             return_tensors="pt",
         )
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        rows = [place[one] for one in text]
+        return {name: encoded[name][rows] for name in ("input_ids", "attention_mask")}
 
     def media_inputs(self, text: Sequence[str], clips: Sequence[Clip | None]) -> dict[str, Tensor]:
         """pixel_values and input_features of a batch, each present when any row asks for it (others get zeros)."""

@@ -24,7 +24,7 @@
 #   --data FOLDER         of sft_train.jsonl, grpo_train.jsonl, test.jsonl (data)
 #   --data_root FOLDER    of relative clip paths (the records' own)
 #   --model FOLDER        the base model, in the native format (models/HumanOmni-SIZE)
-#   --clip_cache FOLDER   for decoded clips (the configurations')
+#   --clip_cache FOLDER   for decoded clips, in training (the configurations') and prediction (none)
 #   --seed N              of every stage (the configurations')
 #   --judge CONFIG.yaml   serve this FG-CE judge here; else FGCE_URL, else the servers of srun_fgce.sh
 #   --set STEP.KEY=VALUE  overrides a key of a step's configuration; a list is divided by commas; repeat it at will. Steps:
@@ -108,7 +108,8 @@ train() {
     flags infer
     step "infer-$stage" --inputs "$run/$stage" "$data/test.jsonl" --outputs "$run/$stage/predictions/test.jsonl" -- \
         distribute inference_batch.py --model_path "$run/$stage" --input_jsonl "$data/test.jsonl" \
-        --output_dir "$run/$stage/predictions" ${data_root:+--data_root "$data_root"} "${FLAGS[@]}"
+        --output_dir "$run/$stage/predictions" ${data_root:+--data_root "$data_root"} \
+        ${clip_cache:+--clip_cache "$clip_cache"} "${FLAGS[@]}"
 }
 
 sample_candidates() {
@@ -118,7 +119,7 @@ sample_candidates() {
         --outputs "$run/candidates/grpo_train.jsonl" --metrics "$run/candidates/grpo_train.summary.json" -- \
         distribute scripts/sample_candidates.py --config "$config" --model_path "$run/grpo2" \
         --input_jsonl "$data/grpo_train.jsonl" --output_dir "$run/candidates" \
-        ${data_root:+--data_root "$data_root"} "${FLAGS[@]}"
+        ${data_root:+--data_root "$data_root"} ${clip_cache:+--clip_cache "$clip_cache"} "${FLAGS[@]}"
 }
 
 build_rft() {

@@ -68,6 +68,7 @@ def sample(arguments: argparse.Namespace, settings: CandidateSettings) -> None:
             sampling=sampling,
             max_new_tokens=settings.max_new_tokens,
             device=arguments.device or device,
+            clip_cache=arguments.clip_cache,
         )
 
     def clip_of(record: Record) -> Path:
@@ -89,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--output_dir", type=Path, required=True)
     add("--data_root", type=Path, help="folder of relative clip paths (the input's)")
     add("--batch_size", type=int, default=64, help="candidates of a batch, a process (%(default)s)")
-    add("--num_workers", type=int, default=4, help="processes that decode clips (%(default)s)")
+    add("--num_workers", type=int, help="processes that decode clips (one a core)")
+    add("--clip_cache", type=Path, help="folder for decoded clips, shared with training")
     add_load_arguments(parser)
     return parser
 

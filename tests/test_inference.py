@@ -23,6 +23,7 @@ from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import EMOTION_QUESTION, MODALITIES
 from humanomni.records import Record, read_records, resolve_video
+from humanomni.training.clips import ClipLoader
 
 SCRIPT = Path(__file__).parents[1] / "inference_batch.py"
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -306,6 +307,19 @@ def test_a_clip_without_sound_is_marked(model_dir: Path, items: list[Item], tmp_
         predictor = Predictor(LoadOptions(model_dir), modality, max_new_tokens=4)
         [(_, outcome)] = predictor.predict([Item(1, items[0].record, clip)])
         assert {name: outcome[name] for name in outcome.keys() & {"has_audio"}} == marked
+
+
+def test_clips_in_the_cache_are_not_decoded_again(
+    model_dir: Path, items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predict(cache: Path | None) -> list[Any]:
+        return list(Predictor(LoadOptions(model_dir), max_new_tokens=4, clip_cache=cache).predict(items[:3]))
+
+    expected = predict(None)
+    assert predict(tmp_path) == expected
+    assert len(list(tmp_path.iterdir())) == len({item.clip for item in items[:3]})
+    monkeypatch.delattr(ClipLoader, "_decode")
+    assert predict(tmp_path) == expected
 
 
 def test_text_alone_needs_no_clip(model_dir: Path, items: list[Item]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,25 @@ def test_the_clip_cache_gives_what_decoding_gives(
     assert torch.equal(again.mel, decoded.mel)
     entry.write_bytes(entry.read_bytes()[:100])
     assert torch.equal(cached.load(clip).mel, decoded.mel), "a damaged entry is made again"
+
+
+def test_a_cache_that_takes_no_more_costs_no_clip(
+    toy_world_dir: Path, processor: HumanOmniProcessor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third = sorted((toy_world_dir / "clips").iterdir())[:3]
+    cached = ClipLoader(processor, "video_audio", tmp_path)
+    cached.load(first)
+    kept = list(tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # the file system's "no"
+    try:
+        clips = [cached.load(clip) for clip in (first, second, third)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [clip.has_audio for clip in clips] == [True] * 3
+    assert list(tmp_path.iterdir()) == kept
+    [said] = [message for message in caplog.messages if "takes no more clips" in message]
+    assert str(tmp_path) in said
 
 
 def test_records_without_a_target_are_refused(

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import logging
-import os
-import tempfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +46,7 @@ class ClipLoader:
 
     def __init__(self, processor: HumanOmniProcessor, modality: str, cache: Path | None = None) -> None:
         self.processor, self.modality, self.cache = processor, modality, cache
+        self._takes_more = True
         self._settings = json.dumps(
             [
                 processor.num_frames,
@@ -65,8 +65,11 @@ class ClipLoader:
         """A loader of another modality, through the same cache."""
         return self if modality == self.modality else ClipLoader(self.processor, modality, self.cache)
 
-    def load(self, path: Path, start: float | None = None, end: float | None = None) -> TrainingClip:
+    def load(self, path: Path, start: float | None = None, end: float | None = None, threads: int = 1) -> TrainingClip:
         """The clip, or its part between two seconds; a text prompt has none, and its file is not touched.
+
+        Args:
+            threads: of the video decoder.
 
         Raises:
             MediaError: when the file is missing, cannot be decoded, or holds no pictures where some are asked for.
@@ -74,7 +77,7 @@ class ClipLoader:
         if not MODALITIES[self.modality]:
             return TrainingClip(pixels=None, mel=None)
         if self.cache is None:
-            return self._decode(path, start, end)
+            return self._decode(path, start, end, threads)
         entry = self.cache / f"{self._key(path, start, end)}.safetensors"
         try:
             tensors = load_file(entry)
@@ -84,12 +87,13 @@ class ClipLoader:
             logger.warning("%s is damaged (%s) and is made again", entry, error)
         else:
             return TrainingClip(tensors.get("pixels"), tensors.get("mel"), bool(tensors["has_audio"]))
-        clip = self._decode(path, start, end)
-        self._store(entry, clip)
+        clip = self._decode(path, start, end, threads)
+        if self._takes_more:
+            self._store(entry, clip)
         return clip
 
-    def _decode(self, path: Path, start: float | None, end: float | None) -> TrainingClip:
-        clip = self.processor.load_clip(path, self.modality, start, end)
+    def _decode(self, path: Path, start: float | None, end: float | None, threads: int) -> TrainingClip:
+        clip = self.processor.load_clip(path, self.modality, start, end, threads)
         return TrainingClip(
             pixels=None if clip.frames is None else self.processor.resize(clip.frames),
             mel=self.processor.mel(clip.waveform) if "audio" in MODALITIES[self.modality] else None,
@@ -106,12 +110,19 @@ class ClipLoader:
         return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
     def _store(self, entry: Path, clip: TrainingClip) -> None:
-        """Writes through a temporary name, so that ranks and workers never read half an entry."""
+        """Writes through a temporary name, so that ranks and workers never read half an entry.
+
+        A full disk costs the entry, not the clip: later ones are read where they are there, and no more are written.
+        """
         tensors = {name: torch.as_tensor(value) for name, value in vars(clip).items() if value is not None}
-        handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".part")
-        os.close(handle)
-        save_file(tensors, temporary)
-        Path(temporary).replace(entry)
+        temporary = entry.with_suffix(f".{uuid.uuid4().hex}.part")
+        try:
+            save_file(tensors, temporary)
+            temporary.replace(entry)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            self._takes_more = False
+            logger.warning("%s takes no more clips (%s): those that it lacks are decoded every time", self.cache, error)
 
 
 def batch_media(
