@@ -24,7 +24,7 @@
 #   --data FOLDER         of sft_train.jsonl, grpo_train.jsonl, test.jsonl (data)
 #   --data_root FOLDER    of relative clip paths (the records' own)
 #   --model FOLDER        the base model, in the native format (models/HumanOmni-SIZE)
-#   --clip_cache FOLDER   for decoded clips, in training (the configurations') and prediction (none)
+#   --clip_cache FOLDER   of decoded clips, for training and prediction (runs/clip_cache)
 #   --seed N              of every stage (the configurations')
 #   --judge CONFIG.yaml   serve this FG-CE judge here; else FGCE_URL, else the servers of srun_fgce.sh
 #   --set STEP.KEY=VALUE  overrides a key of a step's configuration; a list is divided by commas; repeat it at will. Steps:
@@ -48,7 +48,8 @@ STAGES=(sft grpo1 grpo2 candidates rejection rft grpo3 evaluate)
 TRAINED=(sft grpo1 grpo2 rft grpo3)
 
 arguments=()
-size='' label_set='' name='' data=data data_root='' model='' clip_cache='' seed='' judge='' only='' slurm='' overrides=()
+size='' label_set='' name='' data=data data_root='' model='' clip_cache=runs/clip_cache
+seed='' judge='' only='' slurm='' overrides=()
 while [ $# -gt 0 ]; do
     case $1 in
         --slurm) slurm=yes; shift; continue ;;
@@ -104,12 +105,12 @@ train() {
     step "$stage" --inputs "$config" "$base" "$records" --outputs "$run/$stage" \
         --metrics "$run/$stage/trainer_state.json" -- \
         launch "$program" "$config" --model_path "$base" --train_data "$records" --output_dir "$run/$stage" \
-        ${root:+--data_root "$root"} ${clip_cache:+--clip_cache "$clip_cache"} "${FLAGS[@]}"
+        ${root:+--data_root "$root"} --clip_cache "$clip_cache" "${FLAGS[@]}"
     flags infer
     step "infer-$stage" --inputs "$run/$stage" "$data/test.jsonl" --outputs "$run/$stage/predictions/test.jsonl" -- \
         distribute inference_batch.py --model_path "$run/$stage" --input_jsonl "$data/test.jsonl" \
-        --output_dir "$run/$stage/predictions" ${data_root:+--data_root "$data_root"} \
-        ${clip_cache:+--clip_cache "$clip_cache"} "${FLAGS[@]}"
+        --output_dir "$run/$stage/predictions" --clip_cache "$clip_cache" \
+        ${data_root:+--data_root "$data_root"} "${FLAGS[@]}"
 }
 
 sample_candidates() {
@@ -118,8 +119,8 @@ sample_candidates() {
     step candidates --inputs "$config" "$run/grpo2" "$data/grpo_train.jsonl" \
         --outputs "$run/candidates/grpo_train.jsonl" --metrics "$run/candidates/grpo_train.summary.json" -- \
         distribute scripts/sample_candidates.py --config "$config" --model_path "$run/grpo2" \
-        --input_jsonl "$data/grpo_train.jsonl" --output_dir "$run/candidates" \
-        ${data_root:+--data_root "$data_root"} ${clip_cache:+--clip_cache "$clip_cache"} "${FLAGS[@]}"
+        --input_jsonl "$data/grpo_train.jsonl" --output_dir "$run/candidates" --clip_cache "$clip_cache" \
+        ${data_root:+--data_root "$data_root"} "${FLAGS[@]}"
 }
 
 build_rft() {
