@@ -41,6 +41,11 @@ class ConveyedEmotion(BaseModel):
     detail: str | None = None
     emotion: str | None = None
 
+    @property
+    def unfinished(self) -> bool:
+        """The judge owes the answer."""
+        return self.reason is not None and not self.reason.lies_with_text
+
     @classmethod
     def missing(cls, id: str, reason: MissingReason, detail: str | None = None) -> "ConveyedEmotion":
         """A result for an explanation on which the judge failed."""

@@ -44,6 +44,16 @@ class MissingReason(StrEnum):
     SERVER_ERROR = "server_error"
     BAD_RESPONSE = "bad_response"
 
+    @property
+    def lies_with_text(self) -> bool:
+        """Asking again would find the same; every other reason says nothing about the text."""
+        return self in {
+            MissingReason.UNSUPPORTED_LANGUAGE,
+            MissingReason.UNSUPPORTED_EMOTION,
+            MissingReason.TOO_LARGE,
+            MissingReason.NO_INPUT,
+        }
+
 
 def _encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
@@ -171,6 +181,17 @@ class ExplanationScore(BaseModel):
     expected: float | None = None
     expected_normalised: float | None = None
     sentences: list[SentenceScore] = []
+
+    @property
+    def lost(self) -> dict[MissingReason, str | None]:
+        """Why the whole or a sentence is missing: a detail for each reason."""
+        parts: list[SentenceScore | ExplanationScore] = [*self.sentences, self]
+        return {part.reason: part.detail for part in parts if part.reason}
+
+    @property
+    def unfinished(self) -> bool:
+        """The judge owes a part of it, a sentence at least: no result to keep, whatever its status."""
+        return not all(reason.lies_with_text for reason in self.lost)
 
     @classmethod
     def missing(cls, id: str, reason: MissingReason, detail: str | None = None) -> Self:

@@ -37,13 +37,6 @@ KNOWN_COLUMNS = (
     ("rationale", "emotion"),
 )
 _TAGGED = re.compile(r"<think>(.*?)</think>.*?<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-# These say nothing about the explanation, so a second run asks again.
-_WORTH_ANOTHER_TRY = set(MissingReason) - {
-    MissingReason.UNSUPPORTED_LANGUAGE,
-    MissingReason.UNSUPPORTED_EMOTION,
-    MissingReason.TOO_LARGE,
-    MissingReason.NO_INPUT,
-}
 
 
 class InputError(ValueError):
@@ -72,9 +65,9 @@ async def score_file(
 ) -> dict[str, Any]:
     """Scores every record of `source` into `target`, one ExplanationScore a line in the input's order.
 
-    A second run keeps the lines that an interrupted one has written, and asks again for what was missing because of
-    the judge. `<target>.meta.json` holds rubric and judge, so that scores of two rubrics do not mix, and
-    `<target>.summary.json` what is returned: the figures of `summarise` under these.
+    A second run keeps the lines that an interrupted one has written, and asks again for what is missing, whole or in a
+    sentence, because of the judge. `<target>.meta.json` holds rubric and judge, so that scores of two rubrics do not
+    mix, and `<target>.summary.json` what is returned: the figures of `summarise` under these.
 
     Raises:
         InputError: a record is malformed, lacks a column or repeats an id, or `target` is of another rubric or judge.
@@ -191,7 +184,7 @@ def _split_tagged(text: Any) -> tuple[str | None, str | None]:
 
 
 def _read_done(target: Path) -> dict[str, ExplanationScore]:
-    """What an earlier run has written, but for missing results that another try may find. A torn line is dropped."""
+    """What an earlier run has written, but for results that the judge owes a part of. A torn line is dropped."""
     done: dict[str, ExplanationScore] = {}
     if not target.exists():
         return done
@@ -205,7 +198,7 @@ def _read_done(target: Path) -> dict[str, ExplanationScore]:
         except ValidationError as error:
             detail = f"{target}:{number}: no result of FG-CE; give another --output"
             raise InputError(detail) from error
-        if result.reason not in _WORTH_ANOTHER_TRY:
+        if not result.unfinished:
             done[result.id] = result
     return done
 

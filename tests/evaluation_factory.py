@@ -1,8 +1,9 @@
 """A small world for the evaluation's tests: prediction files of three stages, and an FG-CE server.
 
 The server is a stand-in with the real wire format: it reads "[function modality score]" at the end of each
-sentence and answers just that, so that a test can dictate every score; "[fails]" makes the sentence missing. An
-explanation conveys the last emotion that it names; "[fails]" is missing there too.
+sentence and answers just that, so that a test can dictate every score; "[fails]" makes the sentence missing because
+of the judge, "[too long]" because of the text. An explanation conveys
+the last emotion that it names; "[fails]" is missing there too.
 """
 
 import json
@@ -20,6 +21,10 @@ from fgce.schema import JudgeInfo, MissingReason, RubricInfo, ScoreRequest, Scor
 
 _MARK = re.compile(r"\s*\[([^\]]*)\]")
 _FUNCTIONS = {"e": "information extraction", "a": "information analysis", "c": "conclusion", "o": "others"}
+_MISSING = {
+    "fails": (MissingReason.TIMEOUT, "the judge timed out"),
+    "too long": (MissingReason.TOO_LARGE, "4001 characters; the limit is 4000"),
+}
 _MODALITIES = {"a": "audio", "v": "visual", "x": "contextual", "av": "audio-visual"}
 
 
@@ -72,9 +77,9 @@ def _sentences(explanation: str) -> list[SentenceScore]:
     sentences = []
     marks = _MARK.split(explanation)
     for text, mark in zip(marks[::2], marks[1::2], strict=False):
-        if mark == "fails":
-            detail = "the judge timed out"
-            sentences.append(SentenceScore(text=text, status="missing", reason=MissingReason.TIMEOUT, detail=detail))
+        if mark in _MISSING:
+            reason, detail = _MISSING[mark]
+            sentences.append(SentenceScore(text=text, status="missing", reason=reason, detail=detail))
             continue
         function, modality, score = mark.split()
         others = function == "o"

@@ -1,5 +1,6 @@
 """Coherence of a stage: what is asked, what is kept, and what silence costs."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,29 @@ def test_missing_explanations_are_in_no_mean_and_are_asked_again(judge: Dictated
     assert summary["missing_reasons"] == {"timeout": 1}
     scorer(judge, tmp_path).score(predictions, "sft")
     assert judge.asked == 3
+
+
+def test_a_score_that_lacks_a_sentence_because_of_the_judge_is_asked_again(
+    judge: DictatedJudge, tmp_path: Path
+) -> None:
+    half = [prediction("a", f"{CLEAR} Her eyes shine. [fails]")]
+    (first,) = scorer(judge, tmp_path).score(half, "sft")
+    assert (first.status, first.flags) == ("ok", ["partial", "timeout"])
+    assert (tmp_path / "scores.jsonl").read_text() == ""
+    # also where an older version has kept it
+    again = scorer(judge, tmp_path)
+    line = {"key": first.id, "scorer": again.identity, "score": first.model_dump(mode="json")}
+    (tmp_path / "scores.jsonl").write_text(json.dumps(line) + "\n")
+    scorer(judge, tmp_path).score(half, "sft")
+    assert judge.asked == 2
+
+
+def test_a_score_that_lacks_a_sentence_because_of_the_text_is_kept(judge: DictatedJudge, tmp_path: Path) -> None:
+    long = [prediction("a", f"{CLEAR} A sentence without end. [too long]")]
+    first = scorer(judge, tmp_path).score(long, "sft")
+    assert first[0].flags == ["partial", "too_large"]
+    assert scorer(judge, tmp_path).score(long, "sft") == first
+    assert judge.asked == 1
 
 
 def test_a_garbled_server_is_missing_too(judge: DictatedJudge, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from server_process import server_process
 
+from fgce.aggregate import aggregate
 from fgce.config import load_settings
 from fgce.schema import ExplanationScore, Function, JudgeInfo, MissingReason, Modality, RubricInfo, SentenceScore
 from humanomni.records import Record, read_records, resolve_video
@@ -433,6 +434,30 @@ def test_a_judge_that_fails_on_most_texts_is_an_error_whatever_the_reason(tmp_pa
 
     with pytest.raises(JudgeFailedError, match="2 of 2 explanations have no score"):
         StrictJudge(Scorer(), "x").score([("a", "fear"), ("b", "fear")])  # type: ignore[arg-type]
+
+
+def test_a_judge_that_owes_a_sentence_is_an_error_and_a_sentence_too_long_is_not() -> None:
+    from humanomni.rft.judging import StrictJudge
+
+    def sentence(reason: MissingReason, detail: str) -> SentenceScore:
+        return SentenceScore(text="x", status="missing", reason=reason, detail=detail)
+
+    class Scorer:
+        identity = None
+
+        def __init__(self, missing: SentenceScore) -> None:
+            self.scores = [aggregate("", [scored("She is happy.", "conclusion"), missing])]
+
+        def score(self, predictions: Sequence[Any], name: str) -> list[ExplanationScore]:
+            return self.scores
+
+    gone = Scorer(sentence(MissingReason.TIMEOUT, "no answer within 100 s"))
+    assert gone.scores[0].status == "ok"
+    with pytest.raises(JudgeFailedError, match="1 of 1 explanations .*1 timeout; for example: no answer within 100 s"):
+        StrictJudge(gone, "x").score([("a", "fear")])  # type: ignore[arg-type]
+    for reason in (MissingReason.TOO_LARGE, MissingReason.UNPARSEABLE):
+        there = Scorer(sentence(reason, "of no use"))
+        assert StrictJudge(there, "x").score([("a", "fear")]) == there.scores  # type: ignore[arg-type]
 
 
 def test_distinct_n_is_distinct_n_grams_over_all() -> None:

@@ -41,7 +41,7 @@ class Interview(Generic[Question, Answer]):
     """Puts questions to a server, each once.
 
     A kept answer is used where the server that answers now has the same identity, and where no server answers.
-    Missing answers are not kept: they are asked for again.
+    Missing answers are not kept, nor are those that the judge owes a part of: they are asked for again.
 
     Args:
         ask: puts questions by their keys, which the answers have as ids; never raises for what the server does.
@@ -80,13 +80,13 @@ class Interview(Generic[Question, Answer]):
             JudgeChangedError: the server's identity is not that of the first answer.
         """
         todo = [key for key in questions if self._kept.get(key, self.identity) is None]
-        lost: dict[str, Answer] = {}
+        passing: dict[str, Answer] = {}
         with tqdm(total=len(todo), desc=f"FG-CE {name}", leave=False, disable=None) as progress:
             for start in range(0, len(todo), _BATCH):
                 batch = {key: questions[key] for key in todo[start : start + _BATCH]}
-                lost |= self._keep(self._ask(batch))
+                passing |= self._keep(self._ask(batch))
                 progress.update(len(batch))
-        return {key: self._kept.get(key, self.identity) or lost[key] for key in questions}
+        return {key: self._kept.get(key, self.identity) or passing[key] for key in questions}
 
     def _ask(self, questions: Mapping[str, Question]) -> Reply[Answer]:
         """One request; none once the server is known to be gone, so that its absence costs one wait."""
@@ -100,15 +100,15 @@ class Interview(Generic[Question, Answer]):
         return reply
 
     def _keep(self, reply: Reply[Answer]) -> dict[str, Answer]:
-        """Keeps what was answered and returns what is missing, by key."""
+        """Keeps what is answered for good and returns the rest, by key."""
         if reply.identity is not None:
             if self.identity not in (None, reply.identity):
                 raise JudgeChangedError(
                     f"FG-CE changed during the evaluation, from {self.identity} to {reply.identity}; run it again"
                 )
             self.identity = reply.identity
-            self._kept.add([answer for answer in reply.answers if answer.status == "ok"], reply.identity)
-        return {answer.id: answer for answer in reply.answers if answer.status == "missing"}
+            self._kept.add([answer for answer in reply.answers if _is_final(answer)], reply.identity)
+        return {answer.id: answer for answer in reply.answers if not _is_final(answer)}
 
 
 class _KeptAnswers(Generic[Answer]):
@@ -125,7 +125,8 @@ class _KeptAnswers(Generic[Answer]):
                 continue
             self.last_identity = line.value["scorer"]
             answer = answer_type.model_validate(line.value["score"])
-            self._answers[line.value["key"], _hashable(self.last_identity)] = answer
+            if _is_final(answer):  # older versions kept what the judge had answered in part
+                self._answers[line.value["key"], _hashable(self.last_identity)] = answer
 
     def get(self, key: str, identity: Identity | None) -> Answer | None:
         return self._answers.get((key, _hashable(identity)))
@@ -135,6 +136,10 @@ class _KeptAnswers(Generic[Answer]):
             for answer in answers:
                 self._answers[answer.id, _hashable(identity)] = answer
                 writer.write({"key": answer.id, "scorer": identity, "score": answer.model_dump(mode="json")})
+
+
+def _is_final(answer: Answer) -> bool:
+    return answer.status == "ok" and not answer.unfinished
 
 
 def identity_of(**parts: BaseModel | None) -> Identity | None:

@@ -9,15 +9,8 @@ from humanomni.evaluation.anatomy import s_coh
 from humanomni.evaluation.coherence import CoherenceScorer
 from humanomni.evaluation.predictions import Prediction
 
-# Missing because of the text: the same judge would say the same again.
-_OF_THE_TEXT = {
-    MissingReason.UNSUPPORTED_LANGUAGE,
-    MissingReason.UNSUPPORTED_EMOTION,
-    MissingReason.TOO_LARGE,
-    MissingReason.NO_INPUT,
-    MissingReason.UNPARSEABLE,
-    MissingReason.OUT_OF_RANGE,
-}
+# Answers, though of no use: the judge is there, and decodes greedily, so it would mostly say the same again.
+_ANSWERED = {MissingReason.UNPARSEABLE, MissingReason.OUT_OF_RANGE}
 
 
 class JudgeFailedError(RuntimeError):
@@ -42,22 +35,23 @@ class StrictJudge:
         return dict(self._scorer.identity or {})
 
     def score(self, texts: Sequence[tuple[str, str]]) -> list[ExplanationScore]:
-        """One score an (explanation, emotion), in order; status "missing" only where the text is at fault.
+        """One score an (explanation, emotion), in order; missing, whole or in a sentence, only for the text's sake.
 
         Raises:
-            JudgeFailedError: a judgement is missing because of the judge, or most of them for whatever reason.
+            JudgeFailedError: the judge owes a judgement or a sentence of one, or most are missing for whatever reason.
             JudgeChangedError: rubric or judge changed on the way.
         """
         scores = self._scorer.score([_prediction(*text) for text in texts], self.name)
-        missing = [score for score in scores if score.status == "missing"]
-        failed = [score for score in missing if score.reason not in _OF_THE_TEXT]
-        if failed or len(missing) > len(scores) / 2:
-            counts = Counter(str(score.reason) for score in missing)
+        owed = [detail for score in scores for detail in _owed(score)]
+        lost = [score for score in scores if score.status == "missing" or _owed(score)]
+        if owed or len(lost) > len(scores) / 2:
+            counts = Counter(reason.value for score in lost for reason in score.lost).most_common()
+            example = owed[0] if owed else lost[0].detail
             raise JudgeFailedError(
-                f"{len(missing)} of {len(scores)} explanations have no score from {self.name} "
-                f"({', '.join(f'{count} {reason}' for reason, count in counts.most_common())}; for example: "
-                f"{(failed or missing)[0].detail}). None of them is taken for a low score. See that the server answers "
-                "/readyz, then run the same command: it asks only for what is missing"
+                f"{len(lost)} of {len(scores)} explanations have no score, or one without all their sentences, from "
+                f"{self.name} ({', '.join(f'{count} {reason}' for reason, count in counts)}; for example: {example}). "
+                "None of them is taken for a low score. See that the server answers /readyz, then run the same "
+                "command: it asks only for what is missing"
             )
         return scores
 
@@ -65,6 +59,11 @@ class StrictJudge:
 def value_of(score: ExplanationScore) -> float | None:
     """S_coh in [1, 5]; None where the text cannot be scored, in whole or in a sentence."""
     return None if any(sentence.status == "missing" for sentence in score.sentences) else s_coh(score)
+
+
+def _owed(score: ExplanationScore) -> list[str | None]:
+    """Details of what the judge owes: it gave no answer at all."""
+    return [detail for reason, detail in score.lost.items() if not reason.lies_with_text and reason not in _ANSWERED]
 
 
 def _prediction(explanation: str, emotion: str) -> Prediction:

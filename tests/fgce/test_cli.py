@@ -146,6 +146,19 @@ def test_score_resumes_where_it_was_killed(tmp_path: Path, capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out) == summary
 
 
+def test_score_asks_again_for_a_sentence_that_the_judge_owes(tmp_path: Path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"id": "a", "think_text": "Her voice is loud. She is angry.", "pred": "anger"}))
+    assert main(["score", str(source), "--output", str(target)]) == 0
+    whole = target.read_text()
+    half = json.loads(whole)
+    half["flags"] = ["partial", "timeout"]
+    half["sentences"][0] |= {"status": "missing", "reason": "timeout", "score": None, "weight": 0}
+    target.write_text(json.dumps(half) + "\n")
+    assert main(["score", str(source), "--output", str(target)]) == 0
+    assert target.read_text() == whole
+
+
 def test_a_column_of_raw_answers_can_be_named(tmp_path: Path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps({"answer": TAGGED.replace("<answer>anger", "<answer>joy"), "truth": TAGGED}))
