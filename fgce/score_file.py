@@ -16,6 +16,7 @@ from typing import IO, Any
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from fgce.cache import cache_key
 from fgce.monitors import monitor
 from fgce.schema import ExplanationScore, MissingReason, ScoreItem, ScoreRequest, ScoreResponse
 
@@ -60,20 +61,30 @@ class Entry:
     item: ScoreItem | None
 
 
+class ScoredLine(ExplanationScore):
+    """A line of the output. `question` is a short hash of explanation and emotion: a line that has been overtaken by
+    another prediction of the same id, often a mere line number, is told by it. Empty where there was nothing to score.
+    """
+
+    question: str = ""
+
+
 async def score_file(
     source: Path, target: Path, columns: Columns, score: ScoreBatch, *, batch_size: int = 64
 ) -> dict[str, Any]:
-    """Scores every record of `source` into `target`, one ExplanationScore a line in the input's order.
+    """Scores every record of `source` into `target`, one ScoredLine a line in the input's order.
 
-    A second run keeps the lines that an interrupted one has written, and asks again for what is missing, whole or in a
-    sentence, because of the judge. `<target>.meta.json` holds rubric and judge, so that scores of two rubrics do not
-    mix, and `<target>.summary.json` what is returned: the figures of `summarise` under these.
+    A second run keeps the lines that an interrupted one has written, and asks again where explanation or emotion is
+    another by now, and for what is missing, whole or in a sentence, because of the judge. `<target>.meta.json` holds
+    rubric and judge, so that scores of two rubrics do not mix, and `<target>.summary.json` what is returned: the
+    figures of `summarise` under these.
 
     Raises:
         InputError: a record is malformed, lacks a column or repeats an id, or `target` is of another rubric or judge.
     """
     entries = list(read_entries(source, columns))
-    done = _read_done(target)
+    questions = {entry.item.id: _question(entry.item) for entry in entries if entry.item}
+    done = {line.id: line for line in _read_finished(target) if line.question == questions.get(line.id)}
     todo = [entry.item for entry in entries if entry.item and entry.id not in done]
     if len(todo) < len(entries):
         logger.info("%s: %d of %d explanations have their result", target, len(entries) - len(todo), len(entries))
@@ -83,8 +94,9 @@ async def score_file(
             response = await score(ScoreRequest(items=todo[start : start + batch_size]))
             _check_identity(target, meta, response)
             for result in response.results:
-                done[result.id] = result
-                lines.write(result.model_dump_json() + "\n")
+                line = ScoredLine(**dict(result), question=questions[result.id])
+                done[line.id] = line
+                lines.write(line.model_dump_json() + "\n")
             lines.flush()
             bar.update(len(response.results))
     results = [done.get(entry.id) or _no_input(entry.id) for entry in entries]
@@ -148,8 +160,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(present) if present else None
 
 
-def _no_input(id: str) -> ExplanationScore:
-    return ExplanationScore.missing(id, MissingReason.NO_INPUT, "the record has no explanation or no emotion")
+def _question(item: ScoreItem) -> str:
+    return cache_key(item.explanation, item.predicted_emotion)[:16]
+
+
+def _no_input(id: str) -> ScoredLine:
+    return ScoredLine.missing(id, MissingReason.NO_INPUT, "the record has no explanation or no emotion")
 
 
 def _taker(source: Path, records: Sequence[tuple[int, dict[str, Any]]], columns: Columns) -> Taker:
@@ -183,24 +199,22 @@ def _split_tagged(text: Any) -> tuple[str | None, str | None]:
     return (found.group(1).strip(), found.group(2).strip()) if found else (None, None)
 
 
-def _read_done(target: Path) -> dict[str, ExplanationScore]:
+def _read_finished(target: Path) -> Iterator[ScoredLine]:
     """What an earlier run has written, but for results that the judge owes a part of. A torn line is dropped."""
-    done: dict[str, ExplanationScore] = {}
     if not target.exists():
-        return done
+        return
     text = target.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         target.write_text(whole, encoding="utf-8")
     for number, line in enumerate(whole.split("\n")[:-1], start=1):
         try:
-            result = ExplanationScore.model_validate_json(line)
+            result = ScoredLine.model_validate_json(line)
         except ValidationError as error:
             detail = f"{target}:{number}: no result of FG-CE; give another --output"
             raise InputError(detail) from error
         if not result.unfinished:
-            done[result.id] = result
-    return done
+            yield result
 
 
 def _beside(target: Path, what: str) -> Path:

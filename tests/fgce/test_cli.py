@@ -146,6 +146,25 @@ def test_score_resumes_where_it_was_killed(tmp_path: Path, capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out) == summary
 
 
+@pytest.mark.parametrize("changed", [{"think_text": "She is calm."}, {"pred": "happiness"}, {"pred": None}])
+def test_score_judges_a_new_prediction_of_the_same_clip_anew(
+    tmp_path: Path, changed: dict, capsys: pytest.CaptureFixture[str]
+):
+    records = [{"think_text": f"She is angry, {i}.", "pred": "anger"} for i in range(3)]  # ids are line numbers
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    arguments = ["score", str(source), "--output", str(target)]
+    source.write_text("\n".join(map(json.dumps, records)))
+    assert main(arguments) == 0
+    before = target.read_text().splitlines()
+    records[1] |= changed
+    source.write_text("\n".join(map(json.dumps, records)))
+    assert main(arguments) == 0
+    after = target.read_text().splitlines()
+    assert (after[0], after[2]) == (before[0], before[2])
+    assert json.loads(before[1])["score"] == 5
+    assert json.loads(after[1])["score"] != 5
+
+
 def test_score_asks_again_for_a_sentence_that_the_judge_owes(tmp_path: Path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps({"id": "a", "think_text": "Her voice is loud. She is angry.", "pred": "anger"}))
