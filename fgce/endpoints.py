@@ -48,10 +48,16 @@ class Endpoint:
 
     url: str
     in_flight: int = 0
+    waiting: int = 0  # requests that are to go there and have to wait for a free slot
     failures: int = 0  # in a row
     last_outcome: float = 0.0  # monotonic time, as is the next
     closed_until: float = 0.0
     alive: bool = True  # by the last health check, where there are any
+
+    @property
+    def load(self) -> int:
+        """All that it is to do yet: where every endpoint's slots are taken, the waiting tell the loads apart."""
+        return self.in_flight + self.waiting
 
     @property
     def available(self) -> bool:
@@ -79,12 +85,12 @@ class Endpoints:
         self._cool_down = cool_down
 
     def pick(self, avoid: Collection[Endpoint] = ()) -> Endpoint | None:
-        """The available endpoint with the least in flight; None where all cool down.
+        """The available endpoint with the least load; None where all cool down.
 
         One outside `avoid` comes first, then one that is not failing.
         """
         available = [endpoint for endpoint in self.all if endpoint.available]
-        return min(available, key=lambda one: (one in avoid, one.failing, one.in_flight), default=None)
+        return min(available, key=lambda one: (one in avoid, one.failing, one.load), default=None)
 
     @contextmanager
     def using(self, endpoint: Endpoint) -> Iterator[None]:

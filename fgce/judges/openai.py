@@ -1,7 +1,7 @@
 """The engine behind the `openai` judge: any OpenAI-compatible chat endpoint, or several.
 
 vllm serve, SGLang, llama.cpp's server and hosted models all speak this. Requests go to the healthy endpoint with the
-least in flight; what one cannot answer is tried on another. Health checks in the background find the dead ones first.
+least to do; what one cannot answer is tried on another. Health checks in the background find the dead ones first.
 """
 
 import asyncio
@@ -142,9 +142,17 @@ class OpenAIEngine:
         return body
 
     async def _attempt(self, endpoint: Endpoint, body: dict[str, Any], attempt: int) -> Completion:
-        async with self._slots[endpoint]:
+        slots = self._slots[endpoint]
+        endpoint.waiting += 1
+        try:
+            await slots.acquire()
+        finally:
+            endpoint.waiting -= 1
+        try:
             with self._endpoints.using(endpoint):
                 return await self._ask(f"{endpoint.url}/chat/completions", body, attempt)
+        finally:
+            slots.release()
 
     async def _ask(self, url: str, body: dict[str, Any], attempt: int) -> Completion:
         try:

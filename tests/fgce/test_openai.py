@@ -184,6 +184,15 @@ async def test_concurrency_is_bounded(fake: FakeOpenAI):
     assert time.monotonic() - start >= 4 * 0.05
 
 
+async def test_a_burst_beyond_the_slots_of_all_endpoints_is_shared_too(fake: FakeOpenAI):
+    async with fake_openai() as other:
+        fake.delay = other.delay = 0.01
+        scorer = scorer_over(fake.url, other.url, concurrency=2)
+        results = await asyncio.gather(*(score(scorer, f"Her voice is loud, {i}.") for i in range(40)))
+        assert all(result.status == "ok" for result in results)
+        assert min(len(fake.bodies), len(other.bodies)) > 30  # of 80
+
+
 async def test_the_key_comes_from_the_environment(fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MY_KEY", "k3y")
     await score(scorer_over(fake.url, api_key_variable="MY_KEY"))
