@@ -1,5 +1,6 @@
 """Coherence of a stage: what is asked, what is kept, and what silence costs."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from humanomni.evaluation.anatomy import coherence_summary, redundancy
 from humanomni.evaluation.coherence import CoherenceScorer
 from humanomni.evaluation.judged import JudgeChangedError
 from humanomni.evaluation.predictions import Prediction
+from humanomni.evaluation.significance import compare
+from humanomni.evaluation.stage import Stage
 
 CLEAR = "The mouth smiles. [e v 4] She is happy. [c v 5]"
 VAGUE = "The mouth smiles. [e v 2] There is a wall. [o x 0]"
@@ -142,6 +145,19 @@ def test_a_garbled_server_is_missing_too(judge: DictatedJudge, tmp_path: Path) -
     assert summary["s_coh"] is None
     assert summary["s_coh_interval"] is None
     assert summary["missing_reasons"] == {"bad_response": 1}
+
+
+def test_without_a_judge_no_figure_of_coherence_is_given(tmp_path: Path) -> None:
+    clips = [prediction("a", CLEAR), prediction("b", CLEAR, "anger"), prediction("c", ""), prediction("d", CLEAR, None)]
+    dead = CoherenceScorer(FgceClient("http://127.0.0.1:9", attempts=1), tmp_path / "scores.jsonl")
+    stage = Stage("sft", clips, dead.score(clips, "sft"))
+    summary = coherence_summary(clips, stage.scores, seed=0)
+    assert (summary["n_scored"], summary["n_missing"]) == (2, 2)
+    for name in ("s_coh", "s_coh_normalised", "s_coh_interval", "s_coh_unweighted", "s_coh_correct", "s_coh_wrong"):
+        assert summary[name] is None, name
+    assert summary["s_coh_by_class"] == {"happiness": None}
+    step = compare(stage, dataclasses.replace(stage, name="grpo"), ["anger", "happiness"], seed=0)
+    assert step["s_coh"] == {"n": 0, "difference": None, "interval": None}
 
 
 def test_redundancy_counts_near_repetitions() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from fgce.schema import ExplanationScore
+from fgce.schema import ExplanationScore, SentenceScore
 from humanomni.evaluation.predictions import Prediction
 from humanomni.evaluation.significance import compare, mcnemar
 from humanomni.evaluation.stage import Stage
@@ -19,7 +19,9 @@ def stage(name: str, accuracy: float, coherence: float, seed: int, clips: int = 
         truth = CLASSES[number % 3]
         answer = truth if rng.random() < accuracy else CLASSES[(number + 1) % 3]
         predictions.append(Prediction(str(number), "", truth, answer, answer, "", None))
-        scores.append(ExplanationScore(id=str(number), status="ok", score=coherence + rng.normal(0, 0.5)))
+        sentences = [SentenceScore(text="She frowns.", status="ok")]
+        value = coherence + rng.normal(0, 0.5)
+        scores.append(ExplanationScore(id=str(number), status="ok", score=value, sentences=sentences))
     return Stage(name, predictions, scores)
 
 

@@ -31,6 +31,17 @@ def s_coh(score: ExplanationScore) -> float | None:
     return None if score.status == "missing" else (FLOOR if score.score is None else score.score)
 
 
+def stage_s_coh(scores: Sequence[ExplanationScore]) -> list[float | None]:
+    """S_coh of a stage's explanations as they enter its means, in [1, 5], in order; None when missing.
+
+    Where nothing was judged, for want of a judge, all are None: the clips without an explanation, alone, would make
+    every mean the floor.
+    """
+    judged = any(score.sentences for score in scores if score.status == "ok")
+    nobody_there = not judged and any(score.status == "missing" for score in scores)
+    return [None if nobody_there else s_coh(score) for score in scores]
+
+
 def coherence_summary(
     predictions: Sequence[Prediction], scores: Sequence[ExplanationScore], seed: int
 ) -> dict[str, Any]:
@@ -41,21 +52,20 @@ def coherence_summary(
         scores: their scores, in the same order.
         seed: of the bootstrap interval.
     """
-    pairs = list(zip(predictions, scores, strict=True))
-    values = _defined(s_coh(score) for score in scores)
+    values = stage_s_coh(scores)
+    pairs = list(zip(predictions, values, strict=True))
     scored = [score for score in scores if score.status == "ok"]
-    unweighted = [FLOOR if score.unweighted is None else score.unweighted for score in scored]
-    if len(scored) < len(scores) and not any(score.sentences for score in scored):
-        values, unweighted = [], []  # no judge: the clips without an explanation, alone, would make the mean the floor
+    counted = [score for score, value in zip(scores, values, strict=True) if value is not None]
     sentences = [sentence for score in scores for sentence in score.sentences]
-    mean = _mean(values)
+    present = _defined(values)
+    mean = _mean(present)
     return {
         "s_coh": mean,
         "s_coh_normalised": None if mean is None else (mean - FLOOR) / SPAN,
-        "s_coh_interval": bootstrap_mean(values, seed) if values else None,
-        "s_coh_unweighted": _mean(unweighted),
-        "s_coh_correct": _mean(_defined(s_coh(score) for p, score in pairs if p.correct)),
-        "s_coh_wrong": _mean(_defined(s_coh(score) for p, score in pairs if not p.correct)),
+        "s_coh_interval": bootstrap_mean(present, seed) if present else None,
+        "s_coh_unweighted": _mean([FLOOR if score.unweighted is None else score.unweighted for score in counted]),
+        "s_coh_correct": _mean(_defined(value for p, value in pairs if p.correct)),
+        "s_coh_wrong": _mean(_defined(value for p, value in pairs if not p.correct)),
         "s_coh_by_class": _by_class(pairs),
         "n_scored": len(scored),
         "n_missing": len(scores) - len(scored),
@@ -102,11 +112,11 @@ def _by(sentences: Iterable[SentenceScore], part: str, names: Sequence[str]) -> 
     }
 
 
-def _by_class(pairs: Iterable[tuple[Prediction, ExplanationScore]]) -> dict[str, float | None]:
+def _by_class(pairs: Iterable[tuple[Prediction, float | None]]) -> dict[str, float | None]:
     grouped: dict[str, list[float | None]] = defaultdict(list)
-    for prediction, score in pairs:
+    for prediction, value in pairs:
         if prediction.truth is not None:
-            grouped[prediction.truth].append(s_coh(score))
+            grouped[prediction.truth].append(value)
     return {truth: _mean(_defined(grouped[truth])) for truth in sorted(grouped)}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from humanomni.evaluation import metrics
-from humanomni.evaluation.anatomy import s_coh
+from humanomni.evaluation.anatomy import stage_s_coh
 from humanomni.evaluation.stage import Stage
 
 
@@ -19,10 +19,11 @@ def compare(before: Stage, after: Stage, classes: Sequence[str], seed: int) -> d
         "lost" clips with the exact "mcnemar_p" of their imbalance; "s_coh" as {"n", "difference", "interval"}
         over the clips that have a score in both. Differences are None where no clip is common.
     """
-    answered = {p.id: (p, s_coh(score)) for p, score in zip(before.predictions, before.scores, strict=True)}
+    earlier = zip(before.predictions, stage_s_coh(before.scores), strict=True)
+    answered = {p.id: (p, value) for p, value in earlier}
     pairs = [
-        (*answered[p.id], p, s_coh(score))
-        for p, score in zip(after.predictions, after.scores, strict=True)
+        (*answered[p.id], p, value)
+        for p, value in zip(after.predictions, stage_s_coh(after.scores), strict=True)
         if p.id in answered and p.truth is not None
     ]
     joint = _joint_counts([(str(p.truth), old.predicted, p.predicted) for old, _, p, _ in pairs], classes)
