@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from fgce.judges.base import Judge, JudgeError
 from fgce.judges.emotion_question import QUESTION
-from fgce.schema import JudgeInfo, MissingReason, RubricInfo, Status, Strict, Text
+from fgce.schema import Identity, JudgeInfo, MissingReason, RubricInfo, Status, Strict, Text
 
 _WIDTH = 128  # explanations of a request in work at once, as in the scorer
 
@@ -61,6 +61,13 @@ class EmotionResponse(BaseModel):
     question: RubricInfo | None
     judge: JudgeInfo | None
     results: list[ConveyedEmotion]
+
+    @property
+    def identity(self) -> Identity | None:
+        """Question and judge, who is asked it in one way only; None where no server answered."""
+        if self.question is None or self.judge is None:
+            return None
+        return self.model_dump(include={"question", "judge"})
 
 
 class EmotionReader:

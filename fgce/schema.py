@@ -4,7 +4,7 @@ A score that is not there is a state with a reason, never a number: `status` is 
 """
 
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -20,6 +20,9 @@ Modality = Literal[
 ]
 ScoreMode = Literal["fine_grained", "binary"]
 Status = Literal["ok", "missing"]
+
+# Who answered and how, as plain JSON values: answers of different identities do not compare.
+Identity = dict[str, Any]
 
 SCALES: dict[ScoreMode, tuple[int, int]] = {"fine_grained": (1, 5), "binary": (0, 1)}
 
@@ -116,6 +119,13 @@ class JudgeInfo(BaseModel):
     revision: str
 
 
+class MethodInfo(BaseModel):
+    """How the judge was asked, as far as scores hang on it: the protocol, where it has several, and the splitter."""
+
+    decoding: str
+    splitter: str
+
+
 class Usage(BaseModel):
     """Tokens that an answer cost; `cached` are those of the prompt that the engine had in its prefix cache."""
 
@@ -202,9 +212,18 @@ class ExplanationScore(BaseModel):
 class ScoreResponse(BaseModel):
     """Body of the answer to POST /v1/score: one result an item, in the items' order.
 
-    `rubric` and `judge` are None only in answers that the client made up because no server gave one.
+    `rubric` and `judge` are None only in answers that the client made up because no server gave one, `method` also in
+    those of servers that did not tell it yet.
     """
 
     rubric: RubricInfo | None
     judge: JudgeInfo | None
+    method: MethodInfo | None = None
     results: list[ExplanationScore]
+
+    @property
+    def identity(self) -> Identity | None:
+        """Rubric, judge and method; None where no server answered."""
+        if self.rubric is None or self.judge is None:
+            return None
+        return self.model_dump(include={"rubric", "judge", "method"})

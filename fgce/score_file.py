@@ -76,11 +76,12 @@ async def score_file(
 
     A second run keeps the lines that an interrupted one has written, and asks again where explanation or emotion is
     another by now, and for what is missing, whole or in a sentence, because of the judge. `<target>.meta.json` holds
-    rubric and judge, so that scores of two rubrics do not mix, and `<target>.summary.json` what is returned: the
+    rubric, judge and method, so that scores of two do not mix, and `<target>.summary.json` what is returned: the
     figures of `summarise` under these.
 
     Raises:
-        InputError: a record is malformed, lacks a column or repeats an id, or `target` is of another rubric or judge.
+        InputError: a record is malformed, lacks a column or repeats an id, or `target` is of another rubric, judge or
+            method.
     """
     entries = list(read_entries(source, columns))
     questions = {entry.item.id: _question(entry.item) for entry in entries if entry.item}
@@ -222,14 +223,16 @@ def _beside(target: Path, what: str) -> Path:
 
 
 def _check_identity(target: Path, path: Path, response: ScoreResponse) -> None:
-    """Notes rubric and judge of the first answer, and refuses answers of others."""
-    if response.rubric is None or response.judge is None:
+    """Notes rubric, judge and method of the first answer, and refuses answers of others."""
+    if response.identity is None:
         return  # nobody answered
-    identity = {"rubric": response.rubric.model_dump(), "judge": response.judge.model_dump()}
     if not path.exists():
-        path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    elif json.loads(path.read_text(encoding="utf-8")) != identity:
-        raise InputError(f"{target} holds scores of another rubric or judge (see {path}); give another --output")
+        path.write_text(json.dumps(response.identity, indent=2) + "\n", encoding="utf-8")
+    elif json.loads(path.read_text(encoding="utf-8")) != response.identity:
+        raise InputError(
+            f"{target} holds scores of another rubric or judge, or of one asked by another protocol or splitter (see "
+            f"{path}, and here {response.identity}); give another --output"
+        )
 
 
 def _records(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fgce.aggregate import aggregate
@@ -12,6 +11,7 @@ from fgce.rubric import Rubric
 from fgce.schema import (
     SCALES,
     ExplanationScore,
+    MethodInfo,
     MissingReason,
     ScoreItem,
     ScoreMode,
@@ -19,7 +19,7 @@ from fgce.schema import (
     ScoreResponse,
     SentenceScore,
 )
-from fgce.sentences import split_sentences
+from fgce.sentences import SPLITTERS, SplitterName
 
 # Explanations of a request in work at once: enough to fill an engine's batches, and few enough that a judge which
 # computes in this process lets health checks through in between.
@@ -36,7 +36,7 @@ class Scorer:
         judge: who answers.
         rubric: weights of the sample-level score.
         cache: where scores are kept between requests.
-        split: the sentence splitter.
+        splitter: of sentences.
         max_missing_share: above this share of missing sentences an explanation is missing.
         max_sentences: an explanation of more sentences is missing, unjudged.
         max_sentence_chars: a longer sentence is missing, unjudged.
@@ -49,7 +49,7 @@ class Scorer:
         rubric: Rubric,
         *,
         cache: ScoreCache | None = None,
-        split: Callable[[str], list[str]] = split_sentences,
+        splitter: SplitterName = "sentencex",
         max_missing_share: float = 0.5,
         max_sentences: int = 256,
         max_sentence_chars: int = 4000,
@@ -62,7 +62,7 @@ class Scorer:
         self.max_sentence_chars = max_sentence_chars
         self.timeout = timeout
         self._cache = cache
-        self._split = split
+        self._splitter = splitter
         self._in_flight = InFlight()
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
@@ -76,7 +76,8 @@ class Scorer:
                 return await self._score_item(item, question, deadline)
 
         results = await asyncio.gather(*(score_item(item) for item in request.items))
-        return ScoreResponse(rubric=self.rubric.info, judge=self.judge.info, results=results)
+        method = MethodInfo(decoding=self.judge.decoding, splitter=self._splitter)
+        return ScoreResponse(rubric=self.rubric.info, judge=self.judge.info, method=method, results=results)
 
     async def score_afresh(self, item: ScoreItem) -> ExplanationScore:
         """Scores one explanation past the cache, which would answer for a judge that is dead."""
@@ -104,7 +105,7 @@ class Scorer:
     def _question(self, item: ScoreItem, mode: ScoreMode, gen_explanation: bool) -> "_Question":
         if item.sentences is None:
             explanation = item.explanation or ""
-            texts = self._split(explanation)
+            texts = SPLITTERS[self._splitter](explanation)
         else:
             explanation, texts = " ".join(item.sentences), item.sentences
         emotion = item.predicted_emotion.strip()

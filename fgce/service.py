@@ -17,7 +17,6 @@ from fgce.metrics import Metrics
 from fgce.rubric import load_rubric
 from fgce.schema import ScoreRequest, ScoreResponse
 from fgce.scorer import Scorer
-from fgce.sentences import SPLITTERS
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +132,7 @@ def make_scorer(config: FgceConfig) -> Scorer:
         build_judge(config.judge, rubric),
         rubric,
         cache=ScoreCache(config.cache) if config.cache else None,
-        split=SPLITTERS[config.splitter],
+        splitter=config.splitter,
         max_missing_share=config.max_missing_share,
         max_sentences=config.limits.sentences,
         max_sentence_chars=config.limits.sentence_chars,

@@ -17,7 +17,7 @@ from typing import Any
 
 from fgce.aggregate import aggregate
 from fgce.emotion import ConveyedEmotion, EmotionItem, EmotionRequest, EmotionResponse
-from fgce.schema import JudgeInfo, MissingReason, RubricInfo, ScoreRequest, ScoreResponse, SentenceScore
+from fgce.schema import JudgeInfo, MethodInfo, MissingReason, RubricInfo, ScoreRequest, ScoreResponse, SentenceScore
 
 _MARK = re.compile(r"\s*\[([^\]]*)\]")
 _FUNCTIONS = {"e": "information extraction", "a": "information analysis", "c": "conclusion", "o": "others"}
@@ -35,12 +35,14 @@ class DictatedJudge:
         asked: how many explanations have been scored.
         asked_to_name: of how many the emotion has been named.
         revision: the judge's revision; changing it makes another judge.
+        method: how it is asked; changing it makes answers that do not compare.
         broken: answers every request with nonsense.
     """
 
     def __init__(self) -> None:
         self.asked = self.asked_to_name = 0
         self.revision = "1"
+        self.method = MethodInfo(decoding="json", splitter="sentencex")
         self.broken = False
         self.url = ""
 
@@ -53,7 +55,8 @@ class DictatedJudge:
         self.asked += sum(bool(item.explanation) for item in request.items)
         results = [aggregate(item.id, _sentences(item.explanation or "")) for item in request.items]
         rubric = RubricInfo(version="test", sha256="ab" * 32)
-        return ScoreResponse(rubric=rubric, judge=self.info, results=results).model_dump_json().encode()
+        response = ScoreResponse(rubric=rubric, judge=self.info, method=self.method, results=results)
+        return response.model_dump_json().encode()
 
     @property
     def info(self) -> JudgeInfo:

@@ -86,6 +86,19 @@ def test_another_judge_scores_anew(judge: DictatedJudge, tmp_path: Path) -> None
     assert other.identity["judge"]["revision"] == "2"
 
 
+@pytest.mark.parametrize("changed", [{"decoding": "fast"}, {"splitter": "punkt"}])
+def test_a_judge_asked_in_another_way_scores_anew(
+    judge: DictatedJudge, tmp_path: Path, changed: dict[str, str]
+) -> None:
+    scorer(judge, tmp_path).score([prediction("a", CLEAR)], "sft")
+    running = scorer(judge, tmp_path)
+    judge.method = judge.method.model_copy(update=changed)
+    scorer(judge, tmp_path).score([prediction("a", CLEAR)], "sft")
+    assert judge.asked == 2
+    with pytest.raises(JudgeChangedError, match="changed during the evaluation"):
+        running.score([prediction("b", VAGUE)], "sft")
+
+
 def test_a_judge_that_changes_midway_is_refused(judge: DictatedJudge, tmp_path: Path) -> None:
     running = scorer(judge, tmp_path)
     judge.revision = "2"

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerCallback
 
 from fgce.client import FgceClient
-from fgce.schema import JudgeInfo, RubricInfo, ScoreResponse
+from fgce.schema import JudgeInfo, MethodInfo, RubricInfo, ScoreResponse
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.training.clips import ClipLoader
@@ -253,23 +253,24 @@ def test_the_judge_reads_while_the_reference_scores(tmp_path: Path, tiny_model_d
     assert trainer.in_time == [True]
 
 
-def test_a_judge_that_changes_amid_a_run_stops_it() -> None:
+@pytest.mark.parametrize(("before", "after"), [(("aa", "json"), ("bb", "json")), (("aa", "json"), ("aa", "fast"))])
+def test_a_judge_that_changes_amid_a_run_stops_it(before: tuple[str, str], after: tuple[str, str]) -> None:
     watch = JudgeWatch(20, 0.5)
     first, other = (
         ScoreResponse(
             rubric=RubricInfo(version="1", sha256=sha),
             judge=JudgeInfo(backend="b", model="m", revision="1"),
+            method=MethodInfo(decoding=protocol, splitter="sentencex"),
             results=[],
         )
-        for sha in ("aa", "bb")
+        for sha, protocol in (before, after)
     )
     silent = ScoreResponse(rubric=None, judge=None, results=[])
     for response in (first, silent, first):
         watch.see(response)
         assert watch.message is None
     watch.see(other)
-    assert "'aa'" in watch.message
-    assert "'bb'" in watch.message
+    assert all(f"'{part}'" in watch.message for part in (*before, *after))
 
 
 def test_a_clip_that_cannot_be_read_moves_nothing(tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path) -> None:

@@ -39,7 +39,12 @@ def html() -> str:
         "seed": 0,
         "label_set": HOSTILE,
         "classes": classes,
-        "fgce": {"rubric": {"version": HOSTILE, "sha256": HOSTILE}, "judge": judge, "message": HOSTILE},
+        "fgce": {
+            "rubric": {"version": HOSTILE, "sha256": HOSTILE},
+            "judge": judge,
+            "method": {"decoding": HOSTILE, "splitter": HOSTILE},
+            "message": HOSTILE,
+        },
         "stages": [stage_summary(stage, classes, 0) for stage in stages],
         "comparisons": [compare(*stages, classes, 0)],
         "conveyed": {"question": {"version": HOSTILE, "sha256": HOSTILE}, "judge": judge},

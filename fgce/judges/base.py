@@ -56,7 +56,8 @@ class Judge(Protocol):
 
     @property
     def decoding(self) -> str:
-        """How it answers, where one judge has several ways (a protocol, its settings); part of the cache's key."""
+        """How it answers, where one judge has several ways (a protocol, its settings); part of the cache's key and of
+        every response."""
         ...
 
     @property

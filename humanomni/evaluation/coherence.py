@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fgce.client import FgceClient
-from fgce.schema import ExplanationScore, ScoreItem
-from humanomni.evaluation.judged import Identity, Interview, Reply, identity_of
+from fgce.schema import ExplanationScore, Identity, ScoreItem
+from humanomni.evaluation.judged import Interview, Reply
 from humanomni.evaluation.predictions import Prediction
 
 _Question = tuple[str, str]  # explanation, predicted emotion
@@ -30,7 +30,7 @@ class CoherenceScorer:
 
     @property
     def identity(self) -> Identity | None:
-        """Rubric and judge of the scores; None while nobody has answered."""
+        """Rubric, judge and method of the scores; None while nobody has answered."""
         return self._interview.identity
 
     @property
@@ -57,7 +57,7 @@ class CoherenceScorer:
             for key, (explanation, predicted) in questions.items()
         ]
         response = self._client.score_sync(items, gen_explanation=self._reasons)
-        return Reply(identity_of(rubric=response.rubric, judge=response.judge), response.results)
+        return Reply(response.identity, response.results)
 
     def _result(self, prediction: Prediction, scores: Mapping[str, ExplanationScore]) -> ExplanationScore:
         return unscored(prediction) or scores[_key(prediction)].model_copy(update={"id": prediction.id})

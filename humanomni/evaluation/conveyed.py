@@ -17,8 +17,9 @@ from typing import Any
 
 from fgce.client import FgceClient
 from fgce.emotion import ConveyedEmotion, EmotionItem, EmotionRequest
+from fgce.schema import Identity
 from humanomni.evaluation import metrics
-from humanomni.evaluation.judged import Identity, Interview, Reply, identity_of
+from humanomni.evaluation.judged import Interview, Reply
 from humanomni.evaluation.predictions import Prediction
 
 
@@ -55,7 +56,7 @@ class EmotionNamer:
     def _ask(self, questions: Mapping[str, str]) -> Reply[ConveyedEmotion]:
         items = [EmotionItem(id=key, explanation=explanation) for key, explanation in questions.items()]
         response = self._client.name_emotions(EmotionRequest(items=items, emotions=self._classes))
-        return Reply(identity_of(question=response.question, judge=response.judge), response.results)
+        return Reply(response.identity, response.results)
 
     def _key(self, explanation: str) -> str:
         return hashlib.sha256(f"{self._classes}\n{explanation}".encode()).hexdigest()[:32]

@@ -5,18 +5,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from pydantic import BaseModel
 from tqdm import tqdm
 
 from fgce.emotion import ConveyedEmotion
-from fgce.schema import ExplanationScore, MissingReason
+from fgce.schema import ExplanationScore, Identity, MissingReason
 from humanomni.records import BadLine, JsonlWriter, read_jsonl
 
 log = logging.getLogger(__name__)
-
-Identity = dict[str, Any]  # rubric or question, and judge: answers of different identities do not compare
 
 _BATCH = 32
 _NOBODY_THERE = {MissingReason.UNREACHABLE, MissingReason.REFUSED}
@@ -26,7 +23,7 @@ Answer = TypeVar("Answer", ExplanationScore, ConveyedEmotion)
 
 
 class JudgeChangedError(Exception):
-    """The server's rubric or judge changed between two requests, so the answers do not compare."""
+    """The server's rubric, judge or way to ask it changed between two requests, so the answers do not compare."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +137,6 @@ class _KeptAnswers(Generic[Answer]):
 
 def _is_final(answer: Answer) -> bool:
     return answer.status == "ok" and not answer.unfinished
-
-
-def identity_of(**parts: BaseModel | None) -> Identity | None:
-    """Who answered, as plain JSON values; None where a part is missing because nobody did."""
-    present = {name: part.model_dump() for name, part in parts.items() if part is not None}
-    return present if len(present) == len(parts) else None
 
 
 def _hashable(identity: Identity | None) -> str:

@@ -33,7 +33,7 @@ def evaluation_summary(
         namer: who named the conveyed emotions.
         seed: of the bootstrap intervals.
     """
-    nobody = {"rubric": None, "judge": None}
+    nobody = {"rubric": None, "judge": None, "method": None}
     return {
         "seed": seed,
         "label_set": label_set,

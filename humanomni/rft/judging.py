@@ -31,7 +31,7 @@ class StrictJudge:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Rubric and judge of the scores."""
+        """Rubric, judge and method of the scores."""
         return dict(self._scorer.identity or {})
 
     def score(self, texts: Sequence[tuple[str, str]]) -> list[ExplanationScore]:

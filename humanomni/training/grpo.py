@@ -62,7 +62,9 @@ class GRPOArguments(StageArguments, GRPOConfig):  # type: ignore[misc] # TRL dec
     judge_window: int = field(default=20, metadata={"help": "steps over which missing judgements are counted"})
     judge_max_missing: float = field(default=0.5, metadata={"help": "share of them at which the run stops"})
     canary_steps: int = field(default=50, metadata={"help": "every how many steps the judge's canaries are looked at"})
-    allow_another_judge: bool = field(default=False, metadata={"help": "go on though rubric or judge has changed"})
+    allow_another_judge: bool = field(
+        default=False, metadata={"help": "go on though rubric, judge or method has changed"}
+    )
     sample_steps: int = field(default=10, metadata={"help": "every how many steps completions are logged; 0: never"})
     sample_rows: int = field(default=8, metadata={"help": "how many of them"})
 

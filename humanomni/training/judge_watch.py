@@ -13,15 +13,13 @@ from transformers.trainer_callback import ExportableState
 
 from fgce.canary import CANARIES
 from fgce.client import FgceClient, connect_args
-from fgce.schema import ScoreResponse
+from fgce.schema import Identity, ScoreResponse
 from humanomni.training.checkpoints import saved_state
 from humanomni.training.run import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 10.0
-
-Identity = dict[str, Any]
 
 
 class JudgeUnavailableError(RuntimeError):
@@ -34,7 +32,7 @@ class JudgeWatch(TrainerCallback, ExportableState):
     Args:
         window: steps over which missing judgements are counted.
         max_missing: share of them at which the run should stop (a circuit breaker).
-        identity: rubric and judge that the run's rewards come from; None: those of the first answer.
+        identity: rubric, judge and method that the run's rewards come from; None: those of the first answer.
         url: the servers, as :func:`fgce.client.connect_args` takes them.
         canary_steps: every how many steps their canaries are looked at; 0: never.
     """
@@ -59,11 +57,10 @@ class JudgeWatch(TrainerCallback, ExportableState):
         self._steps.append((asked, missing))
 
     def see(self, response: ScoreResponse) -> None:
-        """Compares the rubric and judge of an answer with those of the run."""
-        identity = identity_of(response)
-        self.identity = self.identity or identity
-        if identity and identity != self.identity:
-            self._other = identity
+        """Compares rubric, judge and method of an answer with those of the run."""
+        self.identity = self.identity or response.identity
+        if response.identity and response.identity != self.identity:
+            self._other = response.identity
 
     def share(self, device: torch.device) -> None:
         """Tells the other processes of a judge that only this one has met."""
@@ -88,9 +85,9 @@ class JudgeWatch(TrainerCallback, ExportableState):
         """Why the run should stop: another judge, or too high a share of missing judgements in a full window."""
         if self._other is not None:
             return (
-                f"rubric or judge of the FG-CE server changed during the run, from {self.identity} to {self._other}: "
-                "rewards before and after do not compare. Bring the former back and start this run again, or pass "
-                "--allow_another_judge"
+                f"rubric, judge or method of the FG-CE server changed during the run, from {self.identity} to "
+                f"{self._other}: rewards before and after do not compare. Bring the former back and start this "
+                "run again, or pass --allow_another_judge"
             )
         asked, missing = (sum(column) for column in zip(*self._steps, strict=True)) if self._steps else (0, 0)
         if len(self._steps) < (self._steps.maxlen or 0) or missing <= self.max_missing * asked:
@@ -135,18 +132,11 @@ def probe_servers(url: str | None) -> dict[str, ServerHealth]:
 
 
 def ask_identity(client: FgceClient) -> Identity | None:
-    """Rubric and judge behind the rewards; None (and a warning) when no server answers."""
-    identity = identity_of(client.score_sync(CANARIES[:1]))
+    """Rubric, judge and method behind the rewards; None (and a warning) when no server answers."""
+    identity = client.score_sync(CANARIES[:1]).identity
     if identity is None:
         logger.warning("no FG-CE server answers; its judgements will be missing until one does")
     return identity
-
-
-def identity_of(response: ScoreResponse) -> Identity | None:
-    """Rubric (version, sha256) and judge (backend, model, revision) of an answer; None of one that no server gave."""
-    if response.rubric is None or response.judge is None:
-        return None
-    return {"rubric": response.rubric.model_dump(), "judge": response.judge.model_dump()}
 
 
 def require_same_judge(checkpoint: Path, now: Identity | None, allow: bool) -> None:

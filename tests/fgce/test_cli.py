@@ -203,6 +203,15 @@ def test_scores_of_two_rubrics_do_not_mix(tmp_path: Path, caplog: pytest.LogCapt
     assert "holds scores of another rubric or judge" in caplog.text
 
 
+def test_scores_of_two_splitters_do_not_mix(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps(RECORDS[0]))
+    assert main(["score", str(source), "--output", str(target)]) == 0
+    source.write_text("\n".join(json.dumps(record) for record in RECORDS))
+    assert main(["score", str(source), "--output", str(target), "--set", "splitter=punkt"]) == 2
+    assert "one asked by another protocol or splitter" in caplog.text
+
+
 def test_rubric_shows_hash_and_prompts(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert main(["rubric", "--prompts", "fast"]) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator
 import pytest
 from fake_openai import FakeOpenAI, fake_openai, is_label_step
 
+from fgce.config import load_config
 from fgce.endpoints import AttemptError, Endpoints
 from fgce.judges import build_judge
 from fgce.judges.lexicon import LexiconJudge
 from fgce.judges.openai import OpenAIConfig
 from fgce.rubric import load_rubric
-from fgce.schema import ExplanationScore, MissingReason, ScoreItem, ScoreMode, ScoreRequest
+from fgce.schema import ExplanationScore, MissingReason, ScoreItem, ScoreMode, ScoreRequest, ScoreResponse
 from fgce.scorer import Scorer
+from fgce.service import make_scorer
 
 RUBRIC = load_rubric()
 TEXT = "Her brows are lowered. Her loud voice suggests anger. Let me think. Overall, she is angry."
@@ -182,6 +184,21 @@ async def test_concurrency_is_bounded(fake: FakeOpenAI):
     start = time.monotonic()
     await score(scorer_over(fake.url, concurrency=1), "Her brows are lowered. Her voice is loud.")
     assert time.monotonic() - start >= 4 * 0.05
+
+
+async def test_answers_tell_protocols_and_splitters_apart(fake: FakeOpenAI):
+    judge = ["judge.backend=openai", "judge.model=m", f"judge.base_urls=[{fake.url}]"]
+    identities = []
+    for settings in ([], ["judge.protocol=fast", "judge.constraints=vllm"], ["splitter=punkt"]):
+        scorer = make_scorer(load_config(overrides=[*judge, *settings]))
+        response = await scorer.score(ScoreRequest(items=[]))
+        identities.append(ScoreResponse.model_validate_json(response.model_dump_json()).identity)
+        await scorer.aclose()
+    assert [identity and identity["method"] for identity in identities] == [
+        {"decoding": "json", "splitter": "sentencex"},
+        {"decoding": "fast", "splitter": "sentencex"},
+        {"decoding": "json", "splitter": "punkt"},
+    ]
 
 
 async def test_a_burst_beyond_the_slots_of_all_endpoints_is_shared_too(fake: FakeOpenAI):
