@@ -107,6 +107,11 @@ class Pipeline:
         assert process.returncode == 0, log
         return log
 
+    def serve(self, work: str) -> None:
+        """Has `python -m fgce serve` do this work, a line of Python."""
+        script = PROGRAMS.format(python=sys.executable) + f"\nif sys.argv[1:3] == ['-m', 'fgce']: {work}\n"
+        self.commands.add_recorded("python", script)
+
     def borrow(self, *steps: str) -> subprocess.CompletedProcess[str]:
         """Has the run "ablation" take steps of the run "0.5B"."""
         command = [sys.executable, "scripts/manifest.py", "borrow", "runs/ablation", *steps, "--source", "runs/0.5B"]
@@ -352,9 +357,7 @@ def test_slurm_gets_no_job_for_what_is_done_and_none_for_a_judge_that_is_given(
 
 
 def test_a_judge_that_the_script_serves_ends_with_it_even_by_kill(pipeline: Pipeline, commands: Commands) -> None:
-    fgce = "import time; print('FG-CE ready at http://127.0.0.1:5', flush=True); time.sleep(60)"
-    script = PROGRAMS.format(python=sys.executable) + f"\nif sys.argv[1:3] == ['-m', 'fgce']: {fgce}\n"
-    commands.add_recorded("python", script)
+    pipeline.serve("print('FG-CE ready at http://127.0.0.1:5', flush=True); time.sleep(60)")
     for stage in ("sft", "grpo1"):
         pipeline.run("--stage", stage)
     process = pipeline.start("--stage", "grpo2", "--judge", "x.yaml", FGCE_URL="", STEP_SECONDS="1")
@@ -367,6 +370,24 @@ def test_a_judge_that_the_script_serves_ends_with_it_even_by_kill(pipeline: Pipe
     while judges(pipeline.checkout) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not judges(pipeline.checkout)
+
+
+def test_a_judge_of_a_killed_run_is_not_taken_for_the_new_one(pipeline: Pipeline, commands: Commands) -> None:
+    """Neither by what stands in its log, nor by what it still writes there."""
+    pipeline.serve("time.sleep(1); print('FG-CE ready at http://127.0.0.1:5', flush=True); time.sleep(60)")
+    for stage in ("sft", "grpo1"):
+        pipeline.run("--stage", stage)
+    with (pipeline.checkout / "runs/0.5B/fgce.log").open("a") as log:
+        print("FG-CE ready at http://127.0.0.1:4", file=log, flush=True)
+        process = pipeline.start("--stage", "grpo2", "--judge", "x.yaml", FGCE_URL="")
+        while not any("serve" in call.arguments for call in commands.calls("python")):
+            time.sleep(0.02)
+        print("FG-CE ready at http://127.0.0.1:4", file=log, flush=True)
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "== FG-CE judge at http://127.0.0.1:5," in output
+    train = next(call for call in commands.calls("python") if "runs/0.5B/grpo2" in call.arguments)
+    assert train.environment["FGCE_URL"] == "http://127.0.0.1:5"
 
 
 def judges(folder: Path) -> list[str]:
