@@ -35,7 +35,8 @@ find_judge() {
         echo "No FG-CE server wrote $FGCE_RUN/endpoints within $wait seconds; see the log of srun_fgce.sh." >&2
         return 1
     else
-        echo "No FG-CE server: FGCE_URL is not set and $FGCE_RUN/endpoints is not there; only phase 2 needs one."
+        echo "No FG-CE server: FGCE_URL is not set and $FGCE_RUN/endpoints is not there;" \
+            "phase 2, rejection sampling and evaluation need one."
     fi
 }
 

@@ -145,7 +145,7 @@ evaluate() {
     step evaluate --inputs "${files[@]}" --outputs "$run/summary.json" "$run/report.html" \
         --metrics "$run/summary.json" -- \
         python scripts/evaluate.py --label_set "$label_set" --data_root "${data_root:-$data}" --output "$run" \
-        --stage_info "$run/stage_info.json" --predictions "${named[@]}" "${FLAGS[@]}"
+        --stage_info "$run/stage_info.json" --require_judge --predictions "${named[@]}" "${FLAGS[@]}"
     echo "== done: open $run/report.html; figures in $run/summary.json"
 }
 

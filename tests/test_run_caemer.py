@@ -55,6 +55,7 @@ elif program == "build_rft.py":
 elif program == "evaluate.py":
     leave(given["--output"] + "/report.html", "report")
     leave(given["--output"] + "/summary.json", json.dumps(dict(stages=[dict(name="sft", war=0.9)])))
+    sys.exit("--require_judge" in arguments and "FGCE_URL" not in os.environ)
 """
 
 
@@ -299,6 +300,15 @@ def test_a_step_that_fails_stops_the_run(pipeline: Pipeline) -> None:
     assert process.returncode != 0
     assert "data/grpo_train.jsonl is no file" in log
     assert list(pipeline.steps()) == ["sft", "infer-sft"]
+
+
+def test_an_evaluation_without_a_judge_is_done_again(pipeline: Pipeline) -> None:
+    process = pipeline.start(FGCE_URL="")
+    assert "== done" not in process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    before = len(pipeline.programs())
+    assert "== done: open runs/0.5B/report.html" in pipeline.run()
+    assert pipeline.programs()[before:] == ["evaluate.py"]
 
 
 # Gives job ids in order, as sbatch --parsable does.
