@@ -52,6 +52,11 @@ elif program == "sample_candidates.py":
 elif program == "build_rft.py":
     leave(given["--output_dir"] + "/rft.jsonl", digest(given["--candidates"]))
     leave(given["--output_dir"] + "/yield.json", json.dumps({{"kept": 3, "yield": 0.5}}))
+elif program == "make_toy_data.py":
+    for name in ("world.json", "sft_train.jsonl", "grpo_train.jsonl", "test.jsonl"):
+        leave(given["--output"] + "/" + name, name)
+elif program in ("make_tiny_model.py", "pretrain_tiny_towers.py"):
+    leave(given["--output"] + "/model.safetensors", program)
 elif program == "evaluate.py":
     leave(given["--output"] + "/report.html", "report")
     leave(given["--output"] + "/summary.json", json.dumps(dict(stages=[dict(name="sft", war=0.9)])))
@@ -286,6 +291,19 @@ def test_another_run_goes_on_from_the_stages_that_it_has_in_common(pipeline: Pip
     assert "rft" not in " ".join(less["evaluate"]["command"])
 
 
+@pytest.mark.parametrize("flags", [(), ("--without_rft",)])
+def test_the_quickstart_sets_only_what_its_run_has(pipeline: Pipeline, flags: tuple[str, ...]) -> None:
+    environment = pipeline.commands.variables(GPUS_PER_NODE="0", FGCE_URL="http://judge:1", PYTHONPATH=str(REPO))
+    command = ["bash", "scripts/quickstart.sh", "--smoke", "--", *flags]
+    done = subprocess.run(command, cwd=pipeline.checkout, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    steps = pipeline.steps("quickstart-smoke")
+    assert " ".join(steps["sft"]["command"]).endswith("--save_steps 0.5 --save_strategy steps")
+    assert ("rft" in steps) == (not flags)
+    if not flags:
+        assert " ".join(steps["candidates"]["command"]).endswith("--set n=4 --set max_new_tokens=96 --set n=16")
+
+
 def test_what_another_run_has_not_finished_cannot_be_borrowed(pipeline: Pipeline) -> None:
     pipeline.run("--stage", "sft")
     answer = pipeline.borrow("sft", "infer-sft", "grpo1")
@@ -420,6 +438,10 @@ def judges(folder: Path) -> list[str]:
         (("--size", "8B"), "there is no folder configs/8B"),
         (("--name",), "--name needs a value"),
         (("--stage", "dpo"), "--stage dpo is none of sft"),
+        (("--set", "grop2.rewards=format"), "grop2.rewards=format is no STEP.KEY=VALUE with a step of this run: sft"),
+        (("--set", "grpo2.rewards"), "--set grpo2.rewards is no STEP.KEY=VALUE"),
+        (("--set", "grpo2=format"), "--set grpo2=format is no STEP.KEY=VALUE"),
+        (("--set", "rft.seed=1", "--without_rft"), "with a step of this run: sft grpo1 grpo2 grpo3 evaluate infer"),
     ],
 )
 def test_a_wrong_flag_is_told(pipeline: Pipeline, flags: tuple[str, ...], words: str) -> None:
