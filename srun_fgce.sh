@@ -51,9 +51,12 @@ serve_node() {
 
 # start_server NAME: sets SERVER, its process, and URL; fails where it is not ready in time.
 start_server() {
-    local host=${FGCE_HOST:-$(hostname -I | cut -d' ' -f1)} deadline=$((SECONDS + FGCE_WAIT))
+    local host=${FGCE_HOST:-$(hostname -I | cut -d' ' -f1)} deadline=$((SECONDS + FGCE_WAIT)) before
+    # What the log holds by now tells why the server before this one died; its URL is not this one's.
+    : >> "$LOG"
+    before=$(wc -c < "$LOG")
     "$PYTHON" -m fgce serve --config "$FGCE_CONFIG" --host "$host" --port "$FGCE_PORT" \
-        --set "cache=$FGCE_RUN/scores-$1.db" --set "audit=$FGCE_RUN/audit-$1.jsonl" 2> "$LOG" &
+        --set "cache=$FGCE_RUN/scores-$1.db" --set "audit=$FGCE_RUN/audit-$1.jsonl" 2>> "$LOG" &
     SERVER=$!
     URL=""
     until [ -n "$URL" ] && is_ready "$URL"; do
@@ -64,7 +67,7 @@ start_server() {
             return 1
         fi
         pause 1
-        URL=$(sed -n 's/.*FG-CE ready at \(http.*\)$/\1/p' "$LOG")
+        URL=$(tail -c "+$((before + 1))" "$LOG" | sed -n 's/.*FG-CE ready at \(http.*\)$/\1/p')
     done
 }
 

@@ -214,7 +214,7 @@ class Predictor:
     def _prediction(self, record: Record, clip: TrainingClip, responses: Sequence[str]) -> dict[str, Any]:
         readings = [self._reading(response) for response in responses]
         prediction: dict[str, Any] = {"id": record.id, "video": record.video, "gt": record.target, **readings[0]}
-        prediction |= {name: second for name in ("start", "end") if (second := getattr(record, name)) is not None}
+        prediction |= record.part
         if clip.mel is not None:
             prediction["has_audio"] = clip.has_audio
         if self.sampling is None:

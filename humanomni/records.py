@@ -81,6 +81,11 @@ class Record:
         """The target's canonical emotion; None without a target or with a compound or unknown label."""
         return None if self.target is None else label_of(self.target)
 
+    @property
+    def part(self) -> dict[str, float]:
+        """`start` and `end` where they are given, as whatever is written about the clip must repeat them."""
+        return {key: second for key, second in (("start", self.start), ("end", self.end)) if second is not None}
+
     @classmethod
     def from_json(cls, line: Line) -> Self:
         """Validates one line.

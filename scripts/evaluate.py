@@ -6,8 +6,8 @@
 
 Writes to the output folder: summary.json (every figure), report.html (self-contained, no network), and
 fgce_scores.jsonl and fgce_emotions.jsonl, from which a second evaluation takes what the judge has said before. Without
-an FG-CE server the evaluation finishes, leaves coherence and consistency empty and says so. Ablations are the last
-stage's model, run with `inference_batch.py --modal`.
+an FG-CE server the evaluation finishes, leaves coherence and consistency empty and says so; with --require_judge it
+then exits with 1, once all is written. Ablations are the last stage's model, run with `inference_batch.py --modal`.
 """
 
 import argparse
@@ -49,7 +49,12 @@ def main() -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Reads the predictions, scores their explanations and writes what `--format` asks for."""
+    """Reads the predictions, scores their explanations and writes what `--format` asks for.
+
+    Raises:
+        ConnectionError: under `--require_judge`, after writing, where no server answered for an explanation.
+        RecordError, JudgeChangedError, OSError, ValueError: the inputs or the judge cannot be used; says why.
+    """
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     stages = _read(arguments.predictions, "--predictions", arguments.label_set)
@@ -91,6 +96,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if summary["fgce"]["message"]:
         log.warning(summary["fgce"]["message"])
     sys.stdout.write(markdown(summary))
+    failure = scorer.failure or namer.failure
+    if arguments.require_judge and failure and any(stage.lacks_answers for stage in [*shown, *less]):
+        raise ConnectionError(f"--require_judge: FG-CE could not be asked ({failure}); {output} lacks its figures")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--label_set", required=True, help=f"{known}, or classes divided by commas")
     add("--output", type=Path, required=True, help="folder for summary.json, report.html and the kept scores")
     add("--fgce_url", help="FG-CE server (default: FGCE_URL, else http://$POD_IP:8000, else loopback)")
+    add("--require_judge", action="store_true", help="exit with 1, after writing, where FG-CE could not be asked")
     add("--data_root", type=Path, help="folder of relative clip paths (default: each prediction file's own)")
     add("--stage_info", type=Path, help='JSON {"STAGE": {"seconds": 1.0, "log_history": [...]}} to show beside')
     add(

@@ -35,7 +35,8 @@ find_judge() {
         echo "No FG-CE server wrote $FGCE_RUN/endpoints within $wait seconds; see the log of srun_fgce.sh." >&2
         return 1
     else
-        echo "No FG-CE server: FGCE_URL is not set and $FGCE_RUN/endpoints is not there; only phase 2 needs one."
+        echo "No FG-CE server: FGCE_URL is not set and $FGCE_RUN/endpoints is not there;" \
+            "phase 2, rejection sampling and evaluation need one."
     fi
 }
 
@@ -44,7 +45,11 @@ find_judge() {
 serve_judge() {
     local config=$1 lock=$2 log=$3 server
     [ -z "${FGCE_URL:-}" ] || return 0
-    python -m fgce serve --config "$config" --port 0 > "$log" 2>&1 9>&- &
+    # Here, not in the background: the log of a run that was killed names the URL of a dead judge. A new file, because
+    # that judge may still have the old one open.
+    rm -f "$log"
+    : > "$log"
+    python -m fgce serve --config "$config" --port 0 >> "$log" 2>&1 9>&- &
     server=$!
     (flock --shared "$lock" kill "$server" 2> /dev/null || true) 9>&- &
     until FGCE_URL=$(sed -n 's/.*FG-CE ready at \(http.*\)$/\1/p' "$log") && [ -n "$FGCE_URL" ]; do

@@ -27,6 +27,8 @@ done
 
 name=quickstart
 [ "$seed" = 0 ] || name=$name-seed$seed
+# The toy world has few words, so its explanations are alike; and 4 candidates of 96 tokens say what the tiny model can.
+rft=(--set candidates.n=4 --set candidates.max_new_tokens=96 --set rejection.max_near_copies=8)
 world=() towers=() sizes=()
 if [ -n "$smoke" ]; then
     name=$name-smoke
@@ -34,15 +36,16 @@ if [ -n "$smoke" ]; then
     towers=(--epochs 1 --batch_size 4)
     # Enough fine-tuning for the format, so that some candidates are right by chance: rejection needs some to choose from.
     sizes=(--set sft.num_train_epochs=16 --set sft.per_device_train_batch_size=7 --set sft.eval_strategy=no)
-    sizes+=(--set sft.save_steps=0.5 --set sft.save_strategy=steps --set rft.num_train_epochs=1)
-    sizes+=(--set candidates.n=16)
+    sizes+=(--set sft.save_steps=0.5 --set sft.save_strategy=steps)
+    rft+=(--set rft.num_train_epochs=1 --set candidates.n=16)
     for phase in grpo1 grpo2 grpo3; do
         sizes+=(--set "$phase.max_steps=2" --set "$phase.per_device_train_batch_size=16")
         sizes+=(--set "$phase.max_completion_length=32")
     done
     # And nothing that they say deserves to be kept: what there is goes through.
-    sizes+=(--set rejection.min_sentence_score=1 --set rejection.min_s_coh=1 --set rejection.min_gain=0)
+    rft+=(--set rejection.min_sentence_score=1 --set rejection.min_s_coh=1 --set rejection.min_gain=0)
 fi
+case " $* " in *" --without_rft "*) rft=() ;; esac # run_caemer.sh refuses settings of steps that it leaves out
 run=runs/$name data=runs/$name/data
 
 export EXTRAS=dev GPUS_PER_NODE=0
@@ -57,9 +60,7 @@ step towers --inputs "$run/untrained" "$data/world.json" --outputs "$run/model" 
     --clip_cache "$run/clip_cache" --seed "$seed" "${towers[@]}"
 exec 9>&- # run_caemer.sh takes the lock itself
 
-# The toy world has few words, so its explanations are alike; and 4 candidates of 96 tokens say what the tiny model can.
 exec bash scripts/run_caemer.sh --size toy --label_set toy --name "$name" --data "$data" --model "$run/model" \
     --seed "$seed" --judge configs/fgce/lexicon.yaml --clip_cache "$run/clip_cache" \
     --set "sft.validation_data=$data/sft_val.jsonl" --set infer.max_new_tokens=96 \
-    --set candidates.n=4 --set candidates.max_new_tokens=96 --set rejection.max_near_copies=8 "${sizes[@]}" \
-    "$@"
+    "${sizes[@]}" "${rft[@]}" "$@"

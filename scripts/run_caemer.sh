@@ -29,7 +29,8 @@
 #   --judge CONFIG.yaml   serve this FG-CE judge here; else FGCE_URL, else the servers of srun_fgce.sh
 #   --set STEP.KEY=VALUE  overrides a key of a step's configuration; a list is divided by commas; repeat it at will. Steps:
 #                         sft, grpo1, grpo2, candidates, rejection, rft, grpo3, infer, evaluate. So an ablation is
-#                         --set grpo2.rewards=format,accuracy or --set rejection.reassemble=false (docs/ablations.md)
+#                         --set grpo2.rewards=format,accuracy or --set rejection.reassemble=false (docs/ablations.md).
+#                         A step that the run does not have is refused
 #   --stage STAGE         this one only: sft, grpo1, grpo2, candidates, rejection, rft, grpo3 or evaluate
 #   --without_rft         no candidates, rejection and RFT: GRPO 3 goes on from GRPO 2
 #   --slurm               submit jobs; nodes, partition and account come from the header above and from SBATCH_* variables.
@@ -73,6 +74,13 @@ if [ -z "$size" ] || [ -z "$label_set" ]; then
     echo "--size and --label_set are needed" >&2
     exit 2
 fi
+steps=("${STAGES[@]}" infer)
+for override in "${overrides[@]}"; do
+    if ! [[ $override =~ ^([a-z0-9]+)\.[^=]+= && " ${steps[*]} " = *" ${BASH_REMATCH[1]} "* ]]; then
+        echo "--set $override is no STEP.KEY=VALUE with a step of this run: ${steps[*]}" >&2
+        exit 2
+    fi
+done
 [ -d "configs/$size" ] || { echo "--size $size: there is no folder configs/$size" >&2; exit 2; }
 name=${name:-$size}
 model=${model:-models/HumanOmni-$size}
@@ -145,7 +153,7 @@ evaluate() {
     step evaluate --inputs "${files[@]}" --outputs "$run/summary.json" "$run/report.html" \
         --metrics "$run/summary.json" -- \
         python scripts/evaluate.py --label_set "$label_set" --data_root "${data_root:-$data}" --output "$run" \
-        --stage_info "$run/stage_info.json" --predictions "${named[@]}" "${FLAGS[@]}"
+        --stage_info "$run/stage_info.json" --require_judge --predictions "${named[@]}" "${FLAGS[@]}"
     echo "== done: open $run/report.html; figures in $run/summary.json"
 }
 

@@ -78,6 +78,19 @@ def test_without_a_server_the_evaluation_finishes_and_says_so(repo: Path, tmp_pa
     assert "No FG-CE server answers" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_who_requires_a_judge_gets_the_report_and_a_failure_until_all_is_judged(repo: Path, tmp_path: Path) -> None:
+    files = {"sft": three_stages(tmp_path)["sft"]}
+    nobody = ("--require_judge", "--fgce_url", "http://127.0.0.1:9")
+    alone = evaluate(repo, files, tmp_path / "out", *nobody)
+    assert alone.returncode == 1
+    assert "evaluate: --require_judge: FG-CE could not be asked" in alone.stderr
+    assert "No FG-CE server answers" in (tmp_path / "out" / "report.html").read_text()
+    with dictated_judge() as judge:
+        judged = evaluate(repo, files, tmp_path / "out", "--require_judge", "--fgce_url", judge.url)
+    assert judged.returncode == 0, judged.stderr
+    assert evaluate(repo, files, tmp_path / "out", *nobody).returncode == 0  # from what the judge said before
+
+
 def test_clips_that_failed_and_files_of_the_authors_release(repo: Path, tmp_path: Path) -> None:
     rows = [prediction(n, "sad", "Sad.", "She weeps. [e v 4]") for n in range(3)]
     rows[1]["gt"] = "<think>She cries.</think>\n<answer>sad</answer>"

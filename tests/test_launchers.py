@@ -253,7 +253,7 @@ def test_a_given_url_comes_before_the_written_ones(repo: Path, tmp_path: Path, c
 
 def test_grpo_without_a_judge_says_so_and_runs(repo: Path, tmp_path: Path, commands: Commands):
     done = launch(repo, GRPO, **commands.variables(FGCE_RUN=str(tmp_path)))
-    assert "only phase 2 needs one" in done.stdout
+    assert "phase 2, rejection sampling and evaluation need one" in done.stdout
     assert "FGCE_URL" not in commands.calls("torchrun")[0].environment
 
 

@@ -191,6 +191,35 @@ def test_cold_start_records_join_where_the_judge_finds_them_coherent(build: Buil
     assert json.loads((build.output / "yield.json").read_text())["cold_start"]["taken"] == 2
 
 
+def test_parts_of_one_video_are_kept_apart_and_stay_parts(build: Build, judge_url: str) -> None:
+    """Two records of one video without ids, and a cold start of a third part: SFT must see the parts, not the whole."""
+
+    def part(target: str, **keys: Any) -> dict[str, Any]:
+        turns = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": target}]
+        return {"video": "film.mp4", "conversations": turns, **keys}
+
+    texts = [response(SMILE, VOICE, READING, HAPPY), response(SMILE, READING, HAPPY)]
+    drawn = [
+        {"id": identity, "gt": "happiness", "candidates": [{"temperature": 1.0, "raw_response": text}]}
+        for identity, text in zip(("film.mp4", "film.mp4#2"), texts, strict=True)
+    ]
+    files = {
+        "candidates.jsonl": drawn,
+        "data/records.jsonl": [part("happiness", end=4.5), part("happiness", start=10, end=14)],
+        "data/sft.jsonl": [part(texts[0], start=20)],
+    }
+    (build.folder / "data").mkdir()
+    for name, rows in files.items():
+        (build.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build.run(judge_url, "--cold_start", str(build.folder / "data/sft.jsonl"), "--set", "cold_start_share=0.4")
+    made = [one for one in read_records(build.output / "rft.jsonl") if isinstance(one, Record)]
+    assert [(one.id, one.start, one.end, one.target) for one in made] == [
+        ("film.mp4#rft", None, 4.5, texts[0]),
+        ("film.mp4#2#rft", 10, 14, texts[1]),
+        ("film.mp4#cold", 20, None, texts[0]),
+    ]
+
+
 def test_candidates_of_other_records_are_refused(build: Build) -> None:
     build.write({"a": [response(SMILE)]})
     (build.folder / "data/records.jsonl").write_text("")

@@ -52,9 +52,15 @@ elif program == "sample_candidates.py":
 elif program == "build_rft.py":
     leave(given["--output_dir"] + "/rft.jsonl", digest(given["--candidates"]))
     leave(given["--output_dir"] + "/yield.json", json.dumps({{"kept": 3, "yield": 0.5}}))
+elif program == "make_toy_data.py":
+    for name in ("world.json", "sft_train.jsonl", "grpo_train.jsonl", "test.jsonl"):
+        leave(given["--output"] + "/" + name, name)
+elif program in ("make_tiny_model.py", "pretrain_tiny_towers.py"):
+    leave(given["--output"] + "/model.safetensors", program)
 elif program == "evaluate.py":
     leave(given["--output"] + "/report.html", "report")
     leave(given["--output"] + "/summary.json", json.dumps(dict(stages=[dict(name="sft", war=0.9)])))
+    sys.exit("--require_judge" in arguments and "FGCE_URL" not in os.environ)
 """
 
 
@@ -106,6 +112,11 @@ class Pipeline:
         log = process.communicate(timeout=60)[0]
         assert process.returncode == 0, log
         return log
+
+    def serve(self, work: str) -> None:
+        """Has `python -m fgce serve` do this work, a line of Python."""
+        script = PROGRAMS.format(python=sys.executable) + f"\nif sys.argv[1:3] == ['-m', 'fgce']: {work}\n"
+        self.commands.add_recorded("python", script)
 
     def borrow(self, *steps: str) -> subprocess.CompletedProcess[str]:
         """Has the run "ablation" take steps of the run "0.5B"."""
@@ -280,6 +291,19 @@ def test_another_run_goes_on_from_the_stages_that_it_has_in_common(pipeline: Pip
     assert "rft" not in " ".join(less["evaluate"]["command"])
 
 
+@pytest.mark.parametrize("flags", [(), ("--without_rft",)])
+def test_the_quickstart_sets_only_what_its_run_has(pipeline: Pipeline, flags: tuple[str, ...]) -> None:
+    environment = pipeline.commands.variables(GPUS_PER_NODE="0", FGCE_URL="http://judge:1", PYTHONPATH=str(REPO))
+    command = ["bash", "scripts/quickstart.sh", "--smoke", "--", *flags]
+    done = subprocess.run(command, cwd=pipeline.checkout, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    steps = pipeline.steps("quickstart-smoke")
+    assert " ".join(steps["sft"]["command"]).endswith("--save_steps 0.5 --save_strategy steps")
+    assert ("rft" in steps) == (not flags)
+    if not flags:
+        assert " ".join(steps["candidates"]["command"]).endswith("--set n=4 --set max_new_tokens=96 --set n=16")
+
+
 def test_what_another_run_has_not_finished_cannot_be_borrowed(pipeline: Pipeline) -> None:
     pipeline.run("--stage", "sft")
     answer = pipeline.borrow("sft", "infer-sft", "grpo1")
@@ -294,6 +318,15 @@ def test_a_step_that_fails_stops_the_run(pipeline: Pipeline) -> None:
     assert process.returncode != 0
     assert "data/grpo_train.jsonl is no file" in log
     assert list(pipeline.steps()) == ["sft", "infer-sft"]
+
+
+def test_an_evaluation_without_a_judge_is_done_again(pipeline: Pipeline) -> None:
+    process = pipeline.start(FGCE_URL="")
+    assert "== done" not in process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    before = len(pipeline.programs())
+    assert "== done: open runs/0.5B/report.html" in pipeline.run()
+    assert pipeline.programs()[before:] == ["evaluate.py"]
 
 
 # Gives job ids in order, as sbatch --parsable does.
@@ -352,9 +385,7 @@ def test_slurm_gets_no_job_for_what_is_done_and_none_for_a_judge_that_is_given(
 
 
 def test_a_judge_that_the_script_serves_ends_with_it_even_by_kill(pipeline: Pipeline, commands: Commands) -> None:
-    fgce = "import time; print('FG-CE ready at http://127.0.0.1:5', flush=True); time.sleep(60)"
-    script = PROGRAMS.format(python=sys.executable) + f"\nif sys.argv[1:3] == ['-m', 'fgce']: {fgce}\n"
-    commands.add_recorded("python", script)
+    pipeline.serve("print('FG-CE ready at http://127.0.0.1:5', flush=True); time.sleep(60)")
     for stage in ("sft", "grpo1"):
         pipeline.run("--stage", stage)
     process = pipeline.start("--stage", "grpo2", "--judge", "x.yaml", FGCE_URL="", STEP_SECONDS="1")
@@ -367,6 +398,24 @@ def test_a_judge_that_the_script_serves_ends_with_it_even_by_kill(pipeline: Pipe
     while judges(pipeline.checkout) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not judges(pipeline.checkout)
+
+
+def test_a_judge_of_a_killed_run_is_not_taken_for_the_new_one(pipeline: Pipeline, commands: Commands) -> None:
+    """Neither by what stands in its log, nor by what it still writes there."""
+    pipeline.serve("time.sleep(1); print('FG-CE ready at http://127.0.0.1:5', flush=True); time.sleep(60)")
+    for stage in ("sft", "grpo1"):
+        pipeline.run("--stage", stage)
+    with (pipeline.checkout / "runs/0.5B/fgce.log").open("a") as log:
+        print("FG-CE ready at http://127.0.0.1:4", file=log, flush=True)
+        process = pipeline.start("--stage", "grpo2", "--judge", "x.yaml", FGCE_URL="")
+        while not any("serve" in call.arguments for call in commands.calls("python")):
+            time.sleep(0.02)
+        print("FG-CE ready at http://127.0.0.1:4", file=log, flush=True)
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "== FG-CE judge at http://127.0.0.1:5," in output
+    train = next(call for call in commands.calls("python") if "runs/0.5B/grpo2" in call.arguments)
+    assert train.environment["FGCE_URL"] == "http://127.0.0.1:5"
 
 
 def judges(folder: Path) -> list[str]:
@@ -389,6 +438,10 @@ def judges(folder: Path) -> list[str]:
         (("--size", "8B"), "there is no folder configs/8B"),
         (("--name",), "--name needs a value"),
         (("--stage", "dpo"), "--stage dpo is none of sft"),
+        (("--set", "grop2.rewards=format"), "grop2.rewards=format is no STEP.KEY=VALUE with a step of this run: sft"),
+        (("--set", "grpo2.rewards"), "--set grpo2.rewards is no STEP.KEY=VALUE"),
+        (("--set", "grpo2=format"), "--set grpo2=format is no STEP.KEY=VALUE"),
+        (("--set", "rft.seed=1", "--without_rft"), "with a step of this run: sft grpo1 grpo2 grpo3 evaluate infer"),
     ],
 )
 def test_a_wrong_flag_is_told(pipeline: Pipeline, flags: tuple[str, ...], words: str) -> None:

@@ -42,6 +42,11 @@ class EmotionNamer:
         """Question and judge of the answers; None while nobody has answered."""
         return self._interview.identity
 
+    @property
+    def failure(self) -> str | None:
+        """Why no server answers, in words; None while one does."""
+        return self._interview.failure
+
     def name(self, predictions: Sequence[Prediction], stage: str) -> list[ConveyedEmotion]:
         """One answer a prediction, in order; missing where the judge failed.
 

@@ -23,3 +23,8 @@ class Stage:
     failed: int = 0
     media: str = "video_audio"
     info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lacks_answers(self) -> bool:
+        """A score or a conveyed emotion is missing."""
+        return "missing" in {*(score.status for score in self.scores), *(one.status for one in self.conveyed)}

@@ -98,6 +98,7 @@ def _record(record: Record, suffix: str, target: str, provenance: dict[str, Any]
         "id": f"{record.id}#{suffix}",
         "video": record.video,
         "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": target}],
+        **record.part,
         **record.extra,
         "provenance": provenance,
     }

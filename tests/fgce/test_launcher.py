@@ -78,7 +78,10 @@ async def test_the_endpoints_file_is_all_that_a_trainer_needs(repo: Path, tmp_pa
     assert (await client.score([ITEM])).results[0].reason == "unreachable"
 
 
-async def test_a_server_that_dies_is_started_again_at_its_address(repo: Path, tmp_path: Path):
+async def test_a_server_that_dies_is_started_again_at_its_address_and_its_log_stays(repo: Path, tmp_path: Path):
+    log = tmp_path / "run/server-0.log"
+    log.parent.mkdir()
+    log.write_text("FG-CE ready at http://127.0.0.1:9\n")  # of an earlier job
     process = launch(repo, tmp_path)
     try:
         endpoints = wait_for(tmp_path / "run/endpoints", process)
@@ -91,6 +94,8 @@ async def test_a_server_that_dies_is_started_again_at_its_address(repo: Path, tm
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=30)
     assert "stopped answering and is started again" in output
+    urls = [line.rpartition(" ")[2] for line in log.read_text().splitlines() if "FG-CE ready at" in line]
+    assert urls == ["http://127.0.0.1:9", endpoints.strip(), endpoints.strip()]
 
 
 def test_a_server_that_cannot_start_ends_the_job_with_its_log(repo: Path, tmp_path: Path):
