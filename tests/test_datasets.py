@@ -245,6 +245,43 @@ def test_two_clips_of_one_name_are_never_guessed_between(clip: Path, root: Path,
     assert prepared(root, "dfew --clips ROOT/clip", tmp_path / "out").returncode == 0
 
 
+def labels_by_clip(output: Path, base: Path, split: str = "all") -> list[tuple[str, str]]:
+    """Clip from `base` and target of each record."""
+    records = read_records(output / f"grpo_{split}.jsonl")
+    return [(Path(record.video).relative_to(base).as_posix(), record.target or "") for record in records]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("clips", "names", "paired", "reason"),
+    [
+        (["spk2/1.mp4"], ["spk1/1.mp4", "spk2/1.mp4"], {"spk2/1.mp4": "spk2/1.mp4"}, "no such clip"),
+        (["1.mp4", "spk2/1.mp4"], ["spk1/1.mp4", "spk2/1.mp4"], {"spk2/1.mp4": "spk2/1.mp4"}, "no such clip"),
+        (["s/1.mp4", "s/01.mp4"], ["1.mp4", "01"], {"1.mp4": "s/1.mp4", "01": "s/01.mp4"}, None),
+        (["s/a.mp4", "s/A.mp4"], ["a", "A.mp4"], {"a": "s/a.mp4", "A.mp4": "s/A.mp4"}, None),
+        (["c.mp4", "backup/c.mp4"], ["c.mp4"], {"c.mp4": "c.mp4"}, None),
+        (["s/a.mp4", "s/a.avi"], ["a.avi"], {"a.avi": "s/a.avi"}, None),
+        (["s/01.mp4"], ["1.mp4", "01.mp4"], {"01.mp4": "s/01.mp4"}, "no clip of its own"),
+        (["data/a.mp4"], ["data/a.mp4", "old/data/a.mp4"], {"data/a.mp4": "data/a.mp4"}, "no clip of its own"),
+        (["data/a.mp4"], ["/gone/mine/data/a.mp4"], {"/gone/mine/data/a.mp4": "data/a.mp4"}, None),
+        (["data/a.avi"], ["data/a"], {"data/a": "data/a.avi"}, None),
+    ],
+)  # fmt: skip
+def test_a_label_goes_with_the_clip_it_was_given_for(
+    clips: list[str], names: list[str], paired: dict[str, str], reason: str | None,
+    clip: Path, root: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    made = Layout(root, clip)
+    made.clips(*clips)
+    labels = dict(zip(names, ("anger", "fear"), strict=False))
+    made.text("labels.csv", "video,label", *(f"{name},{label}" for name, label in labels.items()))
+    run = prepared(root, "custom --table labels.csv", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert labels_by_clip(tmp_path / "out", root) == [(file, labels[name]) for name, file in paired.items()]
+    left_out = list(csv.DictReader((tmp_path / "out/grpo_left_out.csv").open()))
+    assert [row["name"] for row in left_out] == [name for name in names if name not in paired]
+    assert all(row["reason"].startswith(reason or "never") for row in left_out)
+
+
 def test_check_makes_a_table_marks_silent_clips_and_leaves_unreadable_ones_out(
     clip: Path, root: Path, tmp_path: Path
 ) -> None:

@@ -77,5 +77,5 @@ def _read_records(source: Source, options: Options) -> Iterator[Sample]:
         raise source.missing("records", "a .json or .jsonl file of records")
 
 
-CUSTOM = Dataset("custom data", _read_custom)
+CUSTOM = Dataset("custom data", _read_custom, folders_count=True)
 RECORDS = Dataset("published records", _read_records)

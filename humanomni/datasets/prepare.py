@@ -74,7 +74,8 @@ def prepare(request: Request) -> list[str]:
         OSError: the output cannot be written.
     """
     samples = _samples(request)
-    clips = {name: request.source.clip(name) for name in dict.fromkeys(sample.name for sample in samples)}
+    names = dict.fromkeys(sample.name for sample in samples)
+    clips = {name: request.source.clip(name, request.dataset.folders_count) for name in names}
     checks: Mapping[Path, ClipCheck] = {}
     if request.check_workers:
         found = sorted({clip for clip in clips.values() if clip is not None})
@@ -112,12 +113,15 @@ def _splits(
 ) -> dict[str, Split]:
     splits: dict[str, Split] = {}
     seen: set[tuple[str, str]] = set()
+    shared = _shared({sample.name: clips[sample.name] for sample in samples})
     for sample in samples:
         split = splits.setdefault(sample.split, Split())
         split.listed += 1
         clip = clips[sample.name]
         identity = _identity(request, sample)
-        problem = "listed twice" if (sample.split, identity) in seen else _problem(request, sample, clip, checks)
+        problem = shared.get(sample.name) or _problem(request, sample, clip, checks)
+        if (sample.split, identity) in seen:
+            problem = "listed twice"
         if problem or clip is None:
             split.left_out.append((sample, problem or ""))
             continue
@@ -127,6 +131,28 @@ def _splits(
         if label is not None:
             split.labels[label] += 1
     return splits
+
+
+def _shared(clips: Mapping[str, Path | None]) -> dict[str, str]:
+    """Names, each with the reason, for which a clip was found that another name of the lists also stands for.
+
+    A name that is the clip's own is right; "1" is not where only 01.mp4 is there and the lists have "01" too.
+    """
+    names: dict[Path, list[str]] = {}
+    for name, clip in clips.items():
+        if clip is not None:
+            names.setdefault(clip, []).append(name)
+    return {
+        name: f"no clip of its own: {clip} may be that of {next(other for other in of_clip if other != name)}"
+        for clip, of_clip in names.items()
+        for name in of_clip
+        if len(of_clip) > 1 and not _is_called(clip, name)
+    }
+
+
+def _is_called(clip: Path, name: str) -> bool:
+    ending = "/" + name.replace("\\", "/").removeprefix("./").strip("/")
+    return any(path.as_posix().endswith(ending) for path in (clip, clip.with_suffix("")))
 
 
 def _identity(request: Request, sample: Sample) -> str:
