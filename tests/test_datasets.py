@@ -315,6 +315,29 @@ def test_check_makes_a_table_marks_silent_clips_and_leaves_unreadable_ones_out(
     assert "unreadable: " in (tmp_path / "out/fold1/infer_left_out.csv").read_text()
 
 
+def test_a_mended_clip_is_back_and_statistics_leave_the_table_of_the_check(
+    clip: Path, root: Path, tmp_path: Path
+) -> None:
+    Layout(root, clip).clips("happy/whole.mp4")
+    broken = root / "happy/broken.mp4"
+    broken.write_bytes(clip.read_bytes()[:900].ljust(clip.stat().st_size))
+    assert "(1)" in prepared(root, "custom", tmp_path / "out", "--check").stderr
+    table = (tmp_path / "out/clips.csv").read_text()
+    assert "unreadable" in table
+    script = REPO / "scripts" / "dataset_stats.py"
+    command = [sys.executable, script, tmp_path / "out/grpo_all.jsonl", "--output", tmp_path / "out"]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    assert (tmp_path / "out/clips.csv").read_text() == table
+    assert "whole.mp4" in (tmp_path / "out/stats_clips.csv").read_text()
+
+    times = broken.stat().st_atime_ns, broken.stat().st_mtime_ns
+    broken.write_bytes(clip.read_bytes())
+    os.utime(broken, ns=times)  # as a frame folder's, whose size and time stay
+    log = prepared(root, "custom", tmp_path / "out", "--check").stderr
+    assert "1 clips to decode, 1 are known from before" in log
+    assert len((tmp_path / "out/grpo_all.jsonl").read_text().splitlines()) == 2
+
+
 def test_an_interrupted_check_goes_on_and_only_changed_clips_are_decoded_again(
     clip: Path, root: Path, tmp_path: Path
 ) -> None:

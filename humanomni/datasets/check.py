@@ -20,7 +20,7 @@ from humanomni.records import JsonlWriter, Line, read_jsonl, write_whole
 
 logger = logging.getLogger(__name__)
 
-RESULTS, TABLE = "clip_checks.jsonl", "clips.csv"
+RESULTS = "clip_checks.jsonl"
 
 SHORT = 0.5  # seconds
 SILENT = -60.0  # dBFS: below the noise of any microphone
@@ -55,13 +55,13 @@ class ClipCheck:
 
 
 def check_clips(paths: Sequence[Path], output: Path, workers: int) -> dict[Path, ClipCheck]:
-    """Decodes what was not decoded before, by path, size and time, and writes the table.
+    """Decodes what could not be decoded before or has changed, by path, size and time.
 
     Each result is on the disk as soon as it is known, so an interrupted check goes on where it was.
 
     Args:
         paths: clips, each once.
-        output: folder of ``clip_checks.jsonl`` (the results so far) and ``clips.csv`` (the table).
+        output: folder of ``clip_checks.jsonl``, the results so far.
         workers: threads; decoding is outside the interpreter's lock.
 
     Raises:
@@ -83,9 +83,7 @@ def check_clips(paths: Sequence[Path], output: Path, workers: int) -> dict[Path,
                 writer.write({"path": str(path), "size": size, "mtime_ns": time, **asdict(checks[path])})
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    ordered = {path: checks[path] for path in paths}
-    _write_table(output / TABLE, ordered)
-    return ordered
+    return {path: checks[path] for path in paths}
 
 
 def check_clip(path: Path) -> ClipCheck:
@@ -140,12 +138,13 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _known(results: Path) -> dict[tuple[Path, tuple[int, int]], ClipCheck]:
+    """What was decoded; an error may have passed or been mended with no trace in the size and time of a folder."""
     if not results.is_file():
         return {}
     known: dict[tuple[Path, tuple[int, int]], ClipCheck] = {}
     names = {entry.name for entry in fields(ClipCheck)}
     for line in read_jsonl(results, "skip"):
-        if isinstance(line, Line) and names <= line.value.keys():
+        if isinstance(line, Line) and names <= line.value.keys() and line.value["error"] is None:
             value: dict[str, Any] = {name: line.value[name] for name in names}
             value["problems"] = tuple(value["problems"])
             key = Path(line.value["path"]), (line.value["size"], line.value["mtime_ns"])
@@ -153,7 +152,12 @@ def _known(results: Path) -> dict[tuple[Path, tuple[int, int]], ClipCheck]:
     return known
 
 
-def _write_table(path: Path, checks: Mapping[Path, ClipCheck]) -> None:
+def write_table(path: Path, checks: Mapping[Path, ClipCheck]) -> None:
+    """One CSV row a clip.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["clip", "seconds", "fps", "frames", "width", "height", "audio", "loudness_dbfs", "problems"])

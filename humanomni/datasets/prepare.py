@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from humanomni.datasets.check import ClipCheck, check_clips
+from humanomni.datasets.check import ClipCheck, check_clips, write_table
 from humanomni.datasets.mer import UNLABELLED
 from humanomni.datasets.source import Dataset, DatasetError, Options, Sample, Source
 from humanomni.labels import normalise_label
@@ -80,6 +80,7 @@ def prepare(request: Request) -> list[str]:
     if request.check_workers:
         found = sorted({clip for clip in clips.values() if clip is not None})
         checks = check_clips(found, request.output, request.check_workers)
+        write_table(request.output / "clips.csv", checks)
     folds = {
         fold: _splits(request, list(of_fold), clips, checks)
         for fold, of_fold in groupby(samples, key=lambda sample: sample.fold)
