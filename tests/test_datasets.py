@@ -5,6 +5,7 @@ The golden files were read line by line against spec and layout when they were m
 """
 
 import csv
+import gzip
 import json
 import os
 import re
@@ -243,6 +244,23 @@ def test_two_clips_of_one_name_are_never_guessed_between(clip: Path, root: Path,
     assert run.returncode == 1
     assert "name the folder of the right clips with --clips" in run.stderr
     assert prepared(root, "dfew --clips ROOT/clip", tmp_path / "out").returncode == 0
+
+
+def test_a_table_in_a_western_encoding_is_no_chinese(clip: Path, root: Path, tmp_path: Path) -> None:
+    made = Layout(root, clip)
+    made.clips("a.mp4")
+    made.text("labels.csv", "video,label,why", "a.mp4,anger,She’s angry.", encoding="cp1252")
+    run = prepared(root, "custom --table labels.csv --explanation_column why --task sft", tmp_path / "out")
+    assert run.returncode == 1
+    assert f"{root}/labels.csv: not UTF-8 at byte 31; save it as UTF-8 (in Excel: Save As, CSV UTF-8)" in run.stderr
+
+
+def test_a_table_may_be_gzipped(clip: Path, root: Path, tmp_path: Path) -> None:
+    Layout(root, clip).clips("a.mp4")
+    (root / "labels.csv.gz").write_bytes(gzip.compress(b"video,label\na.mp4,anger\n"))
+    run = prepared(root, "custom --table labels.csv.gz", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert labels_by_clip(tmp_path / "out", root) == [("a.mp4", "anger")]
 
 
 def labels_by_clip(output: Path, base: Path, split: str = "all") -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ def _read_table(source: Source, table: Path, options: Options) -> Iterator[Sampl
         raise DatasetError(f"--table {table}: no such file, or none of {', '.join(TABLE_SUFFIXES)}")
     columns = (options.label_column, options.id_column, options.split_column, options.explanation_column)
     wanted = [options.video_column, *(column for column in columns if column)]
-    for number, row in enumerate(read_table(path, wanted), start=1):
+    for number, row in enumerate(read_table(path, wanted, gb18030=False), start=1):
         video = row.get(options.video_column)
         if not video:
             raise DatasetError(f"{path}: row {number} has no {options.video_column}")
