@@ -263,6 +263,42 @@ def test_a_table_may_be_gzipped(clip: Path, root: Path, tmp_path: Path) -> None:
     assert labels_by_clip(tmp_path / "out", root) == [("a.mp4", "anger")]
 
 
+def record_line(video: str, question: str, **more: object) -> str:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "anger"}]
+    return json.dumps({"video": video, "conversations": turns} | more)
+
+
+def test_parts_of_a_clip_and_questions_about_it_are_records_of_their_own(
+    clip: Path, root: Path, tmp_path: Path
+) -> None:
+    made = Layout(root, clip)
+    made.clips("a.mp4")
+    parts = [record_line("a.mp4", "Who?", start=start, end=start + 0.1) for start in (0, 0.1, 0.2)]
+    made.text("mine.jsonl", *parts, record_line("a.mp4", "What?"), record_line("a.mp4", "Why?"), parts[1])
+    made.text("dataset_info.json", *json.dumps({"splits": {"train": {}}, "files": [1]}, indent=1).split("\n"))
+    made.text("other.jsonl", '{"metric": 1}', '{"metric": 2}')
+    run = prepared(root, "records", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert f"{root}/dataset_info.json holds no records and is passed over" in run.stderr
+    records = list(read_records(tmp_path / "out/grpo_mine.jsonl"))
+    assert [record.id for record in records] == ["records-a", *(f"records-a#{copy}" for copy in range(2, 6))]  # type: ignore[union-attr]
+    assert [row["reason"] for row in csv.DictReader((tmp_path / "out/grpo_left_out.csv").open())] == ["listed twice"]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("line", ['{"video": "a.mp4"', "{}"])
+def test_a_file_of_records_with_something_else_in_it_is_named(
+    place: int, line: str, clip: Path, root: Path, tmp_path: Path
+) -> None:
+    made = Layout(root, clip)
+    made.clips("a.mp4")
+    lines = [record_line("a.mp4", "Who?"), record_line("a.mp4", "Why?")]
+    made.text("mine.jsonl", *lines[:place], line, *lines[place:])
+    run = prepared(root, "records", tmp_path / "out")
+    assert run.returncode == 1
+    assert f"{root}/mine.jsonl:{place + 1}: " in run.stderr
+
+
 def labels_by_clip(output: Path, base: Path, split: str = "all") -> list[tuple[str, str]]:
     """Clip from `base` and target of each record."""
     records = read_records(output / f"grpo_{split}.jsonl")

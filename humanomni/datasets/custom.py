@@ -1,12 +1,15 @@
 """Data of one's own: a table with columns named by flags, or a folder a label. And files of finished records."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from humanomni.completion import parse_completion
 from humanomni.datasets.source import Dataset, DatasetError, Options, Sample, Source
 from humanomni.datasets.tables import TABLE_SUFFIXES, read_table
-from humanomni.records import Line, Record, read_jsonl
+from humanomni.records import BadLine, Line, Record, RecordError, read_jsonl
+
+logger = logging.getLogger(__name__)
 
 ALL = "all"  # the split of data that has none
 
@@ -57,9 +60,7 @@ def _read_records(source: Source, options: Options) -> Iterator[Sample]:
     """
     found = False
     for _, path in source.lists(r"[^/]+\.jsonl?(?:\.gz)?"):
-        for line in read_jsonl(path):
-            if not isinstance(line, Line) or not {"video", "conversations"} <= line.value.keys():
-                break  # another kind of JSON: no record file
+        for line in _record_lines(path):
             found = True
             record = Record.from_json(line)
             completion = parse_completion(record.target or "")
@@ -75,6 +76,28 @@ def _read_records(source: Source, options: Options) -> Iterator[Sample]:
             )
     if not found:
         raise source.missing("records", "a .json or .jsonl file of records")
+
+
+def _record_lines(path: Path) -> Iterator[Line]:
+    """The records of a file; none of a file that holds other JSON, such as a hub's dataset_info.json.
+
+    Raises:
+        RecordError: something in a file of records is none.
+    """
+    strange: Line | BadLine | None = None
+    found = False
+    for entry in read_jsonl(path, "skip"):
+        if isinstance(entry, Line) and {"video", "conversations"} <= entry.value.keys():
+            found = True
+            if not strange:
+                yield entry
+        else:
+            strange = strange or entry
+        if strange and found:
+            fault = strange if isinstance(strange, BadLine) else f'{strange.where}: no "video" and "conversations"'
+            raise RecordError(f"{fault}; mend the line, or move the file if its records are not meant")
+    if not found:
+        logger.info("%s holds no records and is passed over", path)
 
 
 CUSTOM = Dataset("custom data", _read_custom, folders_count=True)

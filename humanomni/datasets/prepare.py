@@ -58,6 +58,25 @@ class Split:
     records: list[dict[str, Any]] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
     left_out: list[tuple[Sample, str]] = field(default_factory=list)
+    _said: set[str] = field(default_factory=set)
+    _records_of: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: dict[str, Any]) -> str | None:
+        """Takes a record in, under a number ("a#2") where its id is taken; else returns why it is not written.
+
+        A clip may be asked about more than once, in parts or with several questions.
+        """
+        said = json.dumps([record.get(key) for key in ("id", "start", "end", "conversations")])
+        if said in self._said:
+            return "listed twice"
+        self._said.add(said)
+        identity = record["id"]
+        while record["id"] in self._records_of:
+            self._records_of[identity] += 1
+            record["id"] = f"{identity}#{self._records_of[identity]}"
+        self._records_of[record["id"]] = 1
+        self.records.append(record)
+        return None
 
 
 def prepare(request: Request) -> list[str]:
@@ -113,23 +132,20 @@ def _splits(
     request: Request, samples: list[Sample], clips: Mapping[str, Path | None], checks: Mapping[Path, ClipCheck]
 ) -> dict[str, Split]:
     splits: dict[str, Split] = {}
-    seen: set[tuple[str, str]] = set()
     shared = _shared({sample.name: clips[sample.name] for sample in samples})
     for sample in samples:
         split = splits.setdefault(sample.split, Split())
         split.listed += 1
         clip = clips[sample.name]
-        identity = _identity(request, sample)
         problem = shared.get(sample.name) or _problem(request, sample, clip, checks)
-        if (sample.split, identity) in seen:
-            problem = "listed twice"
         if problem or clip is None:
             split.left_out.append((sample, problem or ""))
             continue
-        seen.add((sample.split, identity))
         label = _spelled(request, sample.label)
-        split.records.append(_record(request, sample, identity, clip, label, checks.get(clip)))
-        if label is not None:
+        record = _record(request, sample, clip, label, checks.get(clip))
+        if problem := split.add(record):
+            split.left_out.append((sample, problem))
+        elif label is not None:
             split.labels[label] += 1
     return splits
 
@@ -193,9 +209,7 @@ def _spelled(request: Request, label: str | None) -> str | None:
     return emotion if request.spelling == "canonical" else request.dataset.classes.get(emotion, label)
 
 
-def _record(
-    request: Request, sample: Sample, identity: str, clip: Path, label: str | None, check: ClipCheck | None
-) -> dict[str, Any]:
+def _record(request: Request, sample: Sample, clip: Path, label: str | None, check: ClipCheck | None) -> dict[str, Any]:
     target = label
     if request.task == "sft":
         target = f"<think>{' '.join((sample.explanation or '').split())}</think>\n<answer>{label}</answer>"
@@ -207,7 +221,12 @@ def _record(
     ]
     if target is not None:
         turns.append({"from": "gpt", "value": target})
-    record: dict[str, Any] = {"id": identity, "video": str(clip), "conversations": turns, "dataset": request.name}
+    record: dict[str, Any] = {
+        "id": _identity(request, sample),
+        "video": str(clip),
+        "conversations": turns,
+        "dataset": request.name,
+    }
     if sample.fold is not None:
         record["fold"] = sample.fold
     record["split"] = sample.split
