@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from humanomni.datasets.check import check_clips, write_table
+from humanomni.datasets.check import check_clips, worker_count, write_table
 from humanomni.datasets.statistics import RecordFile, plot, statistics
 from humanomni.records import Record, RecordError, read_records, resolve_video, write_whole
 
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--data_root", type=Path, help="folder of relative clip paths (each file's own)")
     workers = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=workers, help="clips decoded at once (%(default)s)")
+    parser.add_argument("--workers", type=worker_count, default=workers, help="clips decoded at once (%(default)s)")
     return parser
 
 

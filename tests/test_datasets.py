@@ -263,6 +263,32 @@ def test_a_table_may_be_gzipped(clip: Path, root: Path, tmp_path: Path) -> None:
     assert labels_by_clip(tmp_path / "out", root) == [("a.mp4", "anger")]
 
 
+def test_a_short_row_and_an_odd_file_name_are_left_out(clip: Path, root: Path, tmp_path: Path) -> None:
+    layouts.mer2023(Layout(root, clip))
+    with (root / "train-label.csv").open("a") as table:
+        table.write("sample_00000009")
+    run = prepared(root, "mer2023", tmp_path / "mer")
+    assert run.returncode == 0, run.stderr
+    assert "train,sample_00000009,no such clip" in (tmp_path / "mer/grpo_left_out.csv").read_text()
+
+    (mine := tmp_path / "mine").mkdir()
+    Layout(mine, clip).clips("happy/a.mp4", os.fsdecode(b"happy/caf\xe9.mp4"))
+    run = prepared(mine, "custom --check", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert r"all,happy/caf\udce9.mp4,not UTF-8" in (tmp_path / "out/grpo_left_out.csv").read_text()
+    assert labels_by_clip(tmp_path / "out", mine) == [("happy/a.mp4", "happy")]
+
+
+@pytest.mark.parametrize("command", ["prepare_data.py custom --root . --check", "dataset_stats.py records.jsonl"])
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_a_number_of_workers_that_is_none_is_named(command: str, workers: str, tmp_path: Path) -> None:
+    script, *words = command.split()
+    line = [sys.executable, REPO / "scripts" / script, *words, "--output", "out", "--workers", workers]
+    run = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    assert f"argument --workers: {workers} is less than 1" in run.stderr
+
+
 def record_line(video: str, question: str, **more: object) -> str:
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "anger"}]
     return json.dumps({"video": video, "conversations": turns} | more)

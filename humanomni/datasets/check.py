@@ -1,5 +1,6 @@
 """Every clip decoded once, as training would, and a table of what is in it."""
 
+import argparse
 import csv
 import io
 import logging
@@ -52,6 +53,13 @@ class ClipCheck:
     loudness: float | None = None
     problems: tuple[str, ...] = field(default=())
     error: str | None = None
+
+
+def worker_count(text: str) -> int:
+    """The value of a --workers flag."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
 
 
 def check_clips(paths: Sequence[Path], output: Path, workers: int) -> dict[Path, ClipCheck]:

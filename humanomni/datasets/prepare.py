@@ -66,6 +66,8 @@ class Split:
 
         A clip may be asked about more than once, in parts or with several questions.
         """
+        if not _is_utf8(json.dumps(record, ensure_ascii=False)):
+            return "not UTF-8: the name of the clip or of its folder; rename it"
         said = json.dumps([record.get(key) for key in ("id", "start", "end", "conversations")])
         if said in self._said:
             return "listed twice"
@@ -77,6 +79,15 @@ class Split:
         self._records_of[record["id"]] = 1
         self.records.append(record)
         return None
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text can be written; Python stands surrogates for the odd bytes of a file's name."""
+    return _printable(text) == text
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def prepare(request: Request) -> list[str]:
@@ -97,7 +108,7 @@ def prepare(request: Request) -> list[str]:
     clips = {name: request.source.clip(name, request.dataset.folders_count) for name in names}
     checks: Mapping[Path, ClipCheck] = {}
     if request.check_workers:
-        found = sorted({clip for clip in clips.values() if clip is not None})
+        found = sorted({clip for clip in clips.values() if clip is not None and _is_utf8(str(clip))})
         checks = check_clips(found, request.output, request.check_workers)
         write_table(request.output / "clips.csv", checks)
     folds = {
@@ -294,7 +305,7 @@ def _write(request: Request, fold: int | None, splits: Mapping[str, Split], rema
         for name, split in splits.items()
         for sample, reason in split.left_out
     )
-    write_whole(folder / f"{request.task}_left_out.csv", [table.getvalue()])
+    write_whole(folder / f"{request.task}_left_out.csv", [_printable(table.getvalue())])
     counts = {
         name: {
             "listed": split.listed,
@@ -306,4 +317,4 @@ def _write(request: Request, fold: int | None, splits: Mapping[str, Split], rema
     }
     account = {"dataset": request.dataset.title, "root": str(request.source.root), "splits": counts}
     text = json.dumps(account | {"remarks": remarks}, indent=1, ensure_ascii=False) + "\n"
-    write_whole(folder / f"{request.task}_counts.json", [text])
+    write_whole(folder / f"{request.task}_counts.json", [_printable(text)])

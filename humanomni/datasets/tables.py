@@ -80,7 +80,7 @@ def _xlsx_rows(path: Path) -> list[list[str]]:
 
 
 def read_table(path: Path, columns: Sequence[str] = (), gb18030: bool = True) -> list[dict[str, str]]:
-    """Rows by column name, of any of the forms; JSON values become text, null an absent key.
+    """Rows by column name, of any of the forms; JSON values become text, null an absent key, a short row's rest "".
 
     Args:
         path: the file.
@@ -97,7 +97,7 @@ def read_table(path: Path, columns: Sequence[str] = (), gb18030: bool = True) ->
         there = list(dict.fromkeys(key for row in rows for key in row))
     else:
         there, *cells = read_rows(path, gb18030) or [[]]
-        rows = [dict(zip(there, row, strict=False)) for row in cells]
+        rows = [dict(zip(there, [*row, *[""] * (len(there) - len(row))], strict=False)) for row in cells]
     if lacking := [column for column in columns if column not in there]:
         raise DatasetError(f"{path}: no column {', '.join(lacking)}; its columns are {', '.join(there) or 'none'}")
     return rows
