@@ -289,6 +289,36 @@ def test_a_number_of_workers_that_is_none_is_named(command: str, workers: str, t
     assert f"argument --workers: {workers} is less than 1" in run.stderr
 
 
+def test_a_table_names_sound_images_and_other_files(clip: Path, root: Path, tmp_path: Path) -> None:
+    made = Layout(root, clip)
+    made.clips("s1.wav", "sub/s2.WAV", "sub/v.ts", "i1.jpg", "sub/i2.jpg")
+    names = ["s1.wav", "s2.wav", "v.ts", "i1.jpg", "sub/i2.jpg"]
+    made.text("labels.csv", "video,label", *(f"{name},fear" for name in names))
+    run = prepared(root, "custom --table labels.csv", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    found = [name for name, _ in labels_by_clip(tmp_path / "out", root)]
+    assert found == ["s1.wav", "sub/s2.WAV", "sub/v.ts", "i1.jpg", "sub/i2.jpg"]
+
+
+def test_folders_of_labels_give_videos_and_sound_and_list_the_rest(clip: Path, root: Path, tmp_path: Path) -> None:
+    made = Layout(root, clip)
+    made.clips("fear/v1.mp4", "fear/v1.wav", "fear/i1.jpg", "fear/v2.ts")
+    write_clip(root / "fear/s1.wav", codec=None, sound="pcm_s16le")
+    (root / "fear/gone.mp4").symlink_to("nowhere.mp4")
+    run = prepared(root, "custom --check", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert [name for name, _ in labels_by_clip(tmp_path / "out", root)] == ["fear/s1.wav", "fear/v1.mp4"]
+    left_out = list(csv.DictReader((tmp_path / "out/grpo_left_out.csv").open()))
+    assert {row["name"]: row["reason"].partition(":")[0] for row in left_out} == {
+        "fear/gone.mp4": "broken link",
+        "fear/v1.wav": "sound of a video",
+        "fear/v2.ts": "no clip by its suffix",
+        "fear": "pictures",
+    }
+    table = {Path(row["clip"]).name: row["problems"] for row in csv.DictReader((tmp_path / "out/clips.csv").open())}
+    assert table["s1.wav"] == "no pictures"
+
+
 def record_line(video: str, question: str, **more: object) -> str:
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "anger"}]
     return json.dumps({"video": video, "conversations": turns} | more)

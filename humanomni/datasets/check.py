@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from humanomni.datasets.source import SOUND_SUFFIXES
 from humanomni.media import Clip, MediaError, load_clip
 from humanomni.media_images import list_images
 from humanomni.media_video import scan_video
@@ -102,9 +103,10 @@ def check_clip(path: Path) -> ClipCheck:
         track = None if images else scan_video(path)
     except (MediaError, OSError, MemoryError, RuntimeError, ValueError) as error:
         return ClipCheck(error=error.reason if isinstance(error, MediaError) else f"{type(error).__name__}: {error}")
-    if clip.frames is None:
+    if clip.frames is None and path.suffix.lower() not in SOUND_SUFFIXES:
         return ClipCheck(seconds=round(clip.duration, 3), has_audio=clip.has_audio, error="holds no pictures")
     frames = len(images) if track is None else len(track.keys)
+    height, width = (0, 0) if clip.frames is None else clip.frames.shape[1:3]
     loudness = None
     if clip.waveform is not None:
         energy = float(np.sqrt(np.mean(np.square(clip.waveform, dtype=np.float64))))
@@ -113,8 +115,8 @@ def check_clip(path: Path) -> ClipCheck:
         seconds=round(clip.duration, 3),
         fps=round(clip.fps, 3),
         frames=frames,
-        width=clip.frames.shape[2],
-        height=clip.frames.shape[1],
+        width=width,
+        height=height,
         has_audio=clip.has_audio,
         loudness=loudness,
         problems=tuple(_problems(clip, frames, loudness)),
@@ -123,7 +125,9 @@ def check_clip(path: Path) -> ClipCheck:
 
 def _problems(clip: Clip, frames: int, loudness: float | None) -> list[str]:
     problems = []
-    if frames == 1:
+    if frames == 0:
+        problems.append("no pictures")
+    elif frames == 1:
         problems.append("one frame")
     elif clip.duration < SHORT:
         problems.append(f"shorter than {SHORT} s")

@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from humanomni.completion import parse_completion
-from humanomni.datasets.source import Dataset, DatasetError, Options, Sample, Source
+from humanomni.datasets.source import (
+    SOUND_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Dataset,
+    DatasetError,
+    Options,
+    Sample,
+    Source,
+)
 from humanomni.datasets.tables import TABLE_SUFFIXES, read_table
 from humanomni.records import BadLine, Line, Record, RecordError, read_jsonl
 
@@ -40,17 +48,30 @@ def _read_table(source: Source, table: Path, options: Options) -> Iterator[Sampl
 
 
 def _read_folders(source: Source) -> Iterator[Sample]:
-    """LABEL/clip.mp4, or SPLIT/LABEL/clip.mp4."""
+    """LABEL/clip.mp4, or SPLIT/LABEL/clip.mp4, videos and sound; all else there is listed as no clip."""
     empty = True
-    for path in source.videos():
+    videos = {path.with_suffix("") for path in source.videos()}
+    for path in source.clip_files:
         *folders, _ = path.relative_to(source.clip_root).parts
-        if not folders:
+        suffix = path.suffix.lower()
+        problem = None
+        if suffix in SOUND_SUFFIXES and path.with_suffix("") in videos:
+            problem = "sound of a video: the clip is the video of that name beside it"
+        elif suffix not in VIDEO_SUFFIXES + SOUND_SUFFIXES:
+            problem = "no clip by its suffix: give a --table that names it, if it is one"
+        if folders:
+            split = folders[-2] if len(folders) > 1 else ALL
+            name = path.relative_to(source.clip_root).as_posix()
+            yield Sample(name, folders[-1], split, problem=problem)
+        elif problem is None:
             raise DatasetError(f"{path} is in no folder named like its label; move it into one, or give a --table")
-        empty = False
-        split = folders[-2] if len(folders) > 1 else ALL
-        yield Sample(path.relative_to(source.clip_root).as_posix(), folders[-1], split)
+        empty = empty and problem is not None
     if empty:
         raise source.missing("clips", "LABEL/clip.mp4", "SPLIT/LABEL/clip.mp4")
+    for folder in source.frame_folders:
+        if folder != source.clip_root:
+            problem = "pictures: each may be a clip, or all one clip's frames; give a --table that says which"
+            yield Sample(folder.relative_to(source.clip_root).as_posix(), None, ALL, problem=problem)
 
 
 def _read_records(source: Source, options: Options) -> Iterator[Sample]:

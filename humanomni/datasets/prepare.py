@@ -104,7 +104,7 @@ def prepare(request: Request) -> list[str]:
         OSError: the output cannot be written.
     """
     samples = _samples(request)
-    names = dict.fromkeys(sample.name for sample in samples)
+    names = dict.fromkeys(sample.name for sample in samples if sample.problem is None)
     clips = {name: request.source.clip(name, request.dataset.folders_count) for name in names}
     checks: Mapping[Path, ClipCheck] = {}
     if request.check_workers:
@@ -143,12 +143,12 @@ def _splits(
     request: Request, samples: list[Sample], clips: Mapping[str, Path | None], checks: Mapping[Path, ClipCheck]
 ) -> dict[str, Split]:
     splits: dict[str, Split] = {}
-    shared = _shared({sample.name: clips[sample.name] for sample in samples})
+    shared = _shared({sample.name: clips.get(sample.name) for sample in samples})
     for sample in samples:
         split = splits.setdefault(sample.split, Split())
         split.listed += 1
-        clip = clips[sample.name]
-        problem = shared.get(sample.name) or _problem(request, sample, clip, checks)
+        clip = clips.get(sample.name)
+        problem = sample.problem or shared.get(sample.name) or _problem(request, sample, clip, checks)
         if problem or clip is None:
             split.left_out.append((sample, problem or ""))
             continue
@@ -196,7 +196,9 @@ def _unsuffixed(sample: Sample) -> str:
 def _problem(request: Request, sample: Sample, clip: Path | None, checks: Mapping[Path, ClipCheck]) -> str | None:
     """Why a sample gives no record; None when it does."""
     if clip is None:
-        return f"no such clip: nothing under {request.source.clip_root} is called so"
+        return f"no such clip: no video, sound or folder of frames under {request.source.clip_root} is called so"
+    if not clip.exists():
+        return f"broken link: {clip} leads to {clip.readlink()}"
     if clip.is_file() and clip.stat().st_size == 0:
         return f"empty file: {clip}"
     if clip in checks and checks[clip].error:

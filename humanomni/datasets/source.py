@@ -12,6 +12,7 @@ from humanomni.media_images import IMAGE_SUFFIXES
 
 # The best first: of two copies of a clip in one folder, the earlier kind is taken.
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".flv", ".m4v", ".mpg", ".mpeg", ".wmv")
+SOUND_SUFFIXES = (".aac", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".wma")
 
 
 class DatasetError(ValueError):
@@ -31,6 +32,7 @@ class Sample:
         origin: the list, relative to the root.
         question: what the model is asked; None is the question of the published checkpoints.
         extra: further keys of the record.
+        problem: why it can be no record, where its reader knows.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Sample:
     origin: str = ""
     question: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
 
     @property
     def stem(self) -> str:
@@ -120,7 +123,7 @@ class Source:
     def lists_beside_clips(self, pattern: str) -> list[tuple[re.Match[str], Path]]:
         """As `lists`, also from the clips' folder: EMER's labels are in the data set that its clips are from."""
         found = self.lists(pattern)
-        return found or self._matching(self._clip_files, self.clip_root, pattern)
+        return found or self._matching(self.clip_files, self.clip_root, pattern)
 
     @staticmethod
     def _matching(files: list[Path], base: Path, pattern: str) -> list[tuple[re.Match[str], Path]]:
@@ -145,7 +148,8 @@ class Source:
 
         A path is followed as far as it leads (any of its leading folders may be missing here); a bare name is found in
         the clips' folder itself, else in whatever folder it lies, with another suffix and with or without leading
-        zeros. A video goes before frames, and the name as written before one that is like it.
+        zeros; sound with its suffix, an image only by its path. A video goes before frames, and the name as written
+        before one that is like it.
 
         Args:
             name: as a list writes it.
@@ -175,12 +179,12 @@ class Source:
 
     def videos(self) -> Iterator[Path]:
         """All videos under the clips' folder, sorted."""
-        return (path for path in self._clip_files if path.suffix.lower() in VIDEO_SUFFIXES)
+        return (path for path in self.clip_files if path.suffix.lower() in VIDEO_SUFFIXES)
 
     @cached_property
     def _clips(self) -> dict[str, list[Path]]:
         clips: dict[str, list[Path]] = {}
-        for path in [*self.videos(), *self._frame_folders]:
+        for path in [*self.clip_files, *self.frame_folders]:
             clips.setdefault(clip_key(_stem(path)), []).append(path)
         return clips
 
@@ -193,11 +197,13 @@ class Source:
         return _walk(self.clip_root, self._ignored)
 
     @property
-    def _clip_files(self) -> list[Path]:
+    def clip_files(self) -> list[Path]:
+        """All files under the clips' folder but images, sorted."""
         return self._clip_walk[0]
 
     @property
-    def _frame_folders(self) -> list[Path]:
+    def frame_folders(self) -> list[Path]:
+        """All folders there that hold images, sorted."""
         return self._clip_walk[1]
 
 
