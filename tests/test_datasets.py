@@ -185,6 +185,7 @@ def test_official_counts_are_confirmed_and_differences_are_named(clip: Path, roo
     ("fill", "flags", "message"),
     [
         (layouts.dfew, "mafw", "holds no MAFW: looked in it and all its folders for single/no_caption/set_1/train.txt"),
+        (layouts.dfew, "mafw", "set_1/train.txt or Labels/single-set.xlsx; it holds"),
         (layouts.dfew, "dfew --fold 3", "--fold 3: DFEW in ROOT has the folds 1"),
         (layouts.mer2023, "mer2023 --fold 1", "MER2023 in ROOT has no folds"),
         (layouts.dfew, "dfew --task sft", "prepare it with --task grpo or infer"),
@@ -206,6 +207,11 @@ def test_what_is_not_there_is_named_with_the_mend(
     assert message.replace("ROOT", str(root)) in run.stderr
     assert "Traceback" not in run.stderr
     assert not list(tmp_path.glob("out/**/*.jsonl"))
+
+
+def test_a_row_without_a_clip_is_named_as_the_sheet_numbers_it(clip: Path, root: Path, tmp_path: Path) -> None:
+    Layout(root, clip).text("labels.csv", "video,label", "a.mp4,anger", ",fear")
+    assert "row 3 has no video" in prepared(root, "custom --table labels.csv", tmp_path / "out").stderr
 
 
 def test_a_sheet_that_is_none_is_named(root: Path, tmp_path: Path) -> None:
@@ -486,12 +492,13 @@ def test_statistics_count_classes_durations_and_sound(toy_world_dir: Path, tmp_p
     records = tmp_path / "records.jsonl"
     lines = (toy_world_dir / "sft_train.jsonl").read_text().splitlines()
     extra = json.loads(lines[0]) | {"id": "gone", "video": "clips/gone.mp4"}
+    (part := tmp_path / "part.jsonl").write_text(json.dumps(json.loads(lines[0]) | {"start": 0.25, "end": 0.75}))
     compound = json.loads(lines[1]) | {"id": "compound"}
     compound["conversations"] = [compound["conversations"][0], {"from": "gpt", "value": "sadness_surprise"}]
     records.write_text("\n".join([*lines, json.dumps(extra), json.dumps(compound), "{torn"]))
     script = REPO / "scripts" / "dataset_stats.py"
     test = toy_world_dir / "test.jsonl"
-    command = [sys.executable, script, records, test, "--output", tmp_path / "out", "--data_root", toy_world_dir]
+    command = [sys.executable, script, records, test, part, "--output", tmp_path / "out", "--data_root", toy_world_dir]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     figures = json.loads((tmp_path / "out/stats.json").read_text())
     world = {clip["id"]: clip for clip in json.loads((toy_world_dir / "world.json").read_text())["clips"]}
@@ -507,5 +514,6 @@ def test_statistics_count_classes_durations_and_sound(toy_world_dir: Path, tmp_p
     assert figures["records"]["seconds"]["100%"] == pytest.approx(longest, abs=0.15)
     assert figures["records"]["words_of_explanation"]["50%"] > 5
     assert figures["test"]["records"] == 14
+    assert figures["part"]["seconds"]["50%"] == 0.5
     assert (tmp_path / "out/stats.png").stat().st_size > 10_000
     assert "unreadable" in run.stdout

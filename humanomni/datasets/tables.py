@@ -79,6 +79,11 @@ def _xlsx_rows(path: Path) -> list[list[str]]:
     return [row for row in texts if any(row)]
 
 
+def holds_json(path: Path) -> bool:
+    """Whether a table is JSON, by its name; the others begin with a header."""
+    return bool({".json", ".jsonl"} & set(path.suffixes))
+
+
 def read_table(path: Path, columns: Sequence[str] = (), gb18030: bool = True) -> list[dict[str, str]]:
     """Rows by column name, of any of the forms; JSON values become text, null an absent key, a short row's rest "".
 
@@ -91,7 +96,7 @@ def read_table(path: Path, columns: Sequence[str] = (), gb18030: bool = True) ->
         DatasetError: the file cannot be read or lacks a column.
         RecordError: a line of JSON is none.
     """
-    if {".json", ".jsonl"} & set(path.suffixes):
+    if holds_json(path):
         values = [line.value for line in read_jsonl(path) if isinstance(line, Line)]
         rows = [{key: _cell(cell) for key, cell in value.items() if cell is not None} for value in values]
         there = list(dict.fromkeys(key for row in rows for key in row))
