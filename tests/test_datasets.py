@@ -275,7 +275,7 @@ def test_a_short_row_and_an_odd_file_name_are_left_out(clip: Path, root: Path, t
         table.write("sample_00000009")
     run = prepared(root, "mer2023", tmp_path / "mer")
     assert run.returncode == 0, run.stderr
-    assert "train,sample_00000009,no such clip" in (tmp_path / "mer/grpo_left_out.csv").read_text()
+    assert 'train,sample_00000009,"no such clip' in (tmp_path / "mer/grpo_left_out.csv").read_text()
 
     (mine := tmp_path / "mine").mkdir()
     Layout(mine, clip).clips("happy/a.mp4", os.fsdecode(b"happy/caf\xe9.mp4"))
