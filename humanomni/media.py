@@ -74,7 +74,7 @@ def load_clip(
     path = Path(path)
     if not (path.is_file() or path.is_dir()):
         raise MediaError(path, "no such file or folder")
-    begin, stop = _time_range(start, end)
+    begin, stop = time_range(start, end)
     if images := list_images(path):
         timeline = Timeline.even(len(images), FOLDER_FPS)
         part = _part(path, timeline, begin, stop)
@@ -109,7 +109,7 @@ def kind_of(path: Path) -> Literal["video", "image", "audio"]:
         return "audio" if video_stream(container) is None else "video"
 
 
-def _time_range(start: float | None, end: float | None) -> tuple[float, float]:
+def time_range(start: float | None, end: float | None) -> tuple[float, float]:
     """The authors' rule: negatives are 0, a swapped pair is turned round, an empty range lasts a second."""
     begin, stop = sorted((max(start or 0.0, 0.0), math.inf if end is None else max(end, 0.0)))
     return begin, stop if stop > begin else begin + 1.0

@@ -19,7 +19,8 @@ def list_images(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path] if path.suffix.lower() in IMAGE_SUFFIXES else []
-    images = [item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES]
+    entries = (item for item in path.iterdir() if not item.name.startswith("."))  # macOS leaves "._000.jpg"
+    images = [item for item in entries if item.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         raise MediaError(path, f"a folder without images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return sorted(images, key=lambda item: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", item.name)])

@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 BadLinePolicy = Literal["raise", "skip"]
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_GZIP_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 _BOM = b"\xef\xbb\xbf"
 _KEYS = {"id", "video", "conversations", "start", "end"}
 
@@ -204,13 +204,13 @@ def read_jsonl(path: Path, on_bad: BadLinePolicy = "raise") -> Iterator[Line | B
 def _beginning_of(stream: io.BufferedReader | gzip.GzipFile) -> bytes:
     try:
         return stream.peek(4096)
-    except _GZIP_DAMAGE:
+    except GZIP_DAMAGE:
         return b""  # whoever reads on meets the damage and names the line
 
 
 def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
     with path.open("rb") as stream:
-        zipped = stream.read(2) == _GZIP_MAGIC
+        zipped = stream.read(2) == GZIP_MAGIC
     return gzip.open(path, "rb") if zipped else path.open("rb")
 
 
@@ -221,14 +221,14 @@ def _line_entries(path: Path, stream: Iterable[bytes]) -> Iterator[Line | BadLin
             text = raw.removeprefix(_BOM) if number == 1 else raw
             if text.strip():
                 yield _parse(path, number, text)
-    except _GZIP_DAMAGE as error:
+    except GZIP_DAMAGE as error:
         yield BadLine(path, number + 1, f"the gzip stream is damaged from here on: {error}", "")
 
 
 def _array_entries(path: Path, stream: io.BufferedReader | gzip.GzipFile) -> Iterator[Line | BadLine]:
     try:
         values = json.loads(stream.read().decode("utf-8-sig"))
-    except (ValueError, RecursionError, *_GZIP_DAMAGE) as error:
+    except (ValueError, RecursionError, *GZIP_DAMAGE) as error:
         raise RecordError(f"{path}: begins like a JSON array but is none: {error}") from error
     for number, value in enumerate(values, start=1):
         yield _object(path, number, value, _beginning(value))

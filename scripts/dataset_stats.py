@@ -2,7 +2,8 @@
 
     python scripts/dataset_stats.py data/mafw/fold1/grpo_train.jsonl data/mafw/fold1/grpo_test.jsonl --output data/mafw
 
-Decodes every clip once. What prepare_data --check left in the same output folder is not decoded again.
+Decodes every clip once. What prepare_data --check left in the same output folder is not decoded again. stats_clips.csv
+says what is in each clip, and which are unreadable.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from humanomni.datasets.check import check_clips
+from humanomni.datasets.check import check_clips, worker_count, write_table
 from humanomni.datasets.statistics import RecordFile, plot, statistics
 from humanomni.records import Record, RecordError, read_records, resolve_video, write_whole
 
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def describe(arguments: argparse.Namespace) -> None:
-    """Writes stats.json and stats.png, and the table to standard output.
+    """Writes stats.json, stats.png and stats_clips.csv, and the table to standard output.
 
     Raises:
         RecordError: a file is no JSONL.
@@ -53,6 +54,7 @@ def describe(arguments: argparse.Namespace) -> None:
         if isinstance(entry, Record)
     }
     checks = check_clips(sorted(set(clips.values())), output, arguments.workers)
+    write_table(output / "stats_clips.csv", checks)
     files = [
         RecordFile(name, entries[path], {key: checks[clip] for (owner, key), clip in clips.items() if owner == path})
         for path, name in zip(entries, _names(list(entries)), strict=True)
@@ -61,7 +63,7 @@ def describe(arguments: argparse.Namespace) -> None:
     write_whole(output / "stats.json", [json.dumps(figures, indent=1, ensure_ascii=False) + "\n"])
     plot(files, output / "stats.png")
     sys.stdout.write(_table(files, figures))
-    logger.info("wrote %s and stats.png", output / "stats.json")
+    logger.info("wrote %s, stats.png and stats_clips.csv", output / "stats.json")
 
 
 def _names(paths: list[Path]) -> list[str]:
@@ -93,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--data_root", type=Path, help="folder of relative clip paths (each file's own)")
     workers = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=workers, help="clips decoded at once (%(default)s)")
+    parser.add_argument("--workers", type=worker_count, default=workers, help="clips decoded at once (%(default)s)")
     return parser
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from humanomni.datasets import DATASETS
+from humanomni.datasets.check import worker_count
 from humanomni.datasets.prepare import Request, prepare
 from humanomni.datasets.source import DatasetError, Options, Source
 from humanomni.records import RecordError
@@ -84,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
         "for each emotion in all data sets (%(default)s)")  # fmt: skip
     add("--language", choices=("english", "chinese"), default="english", help="of explanations (%(default)s)")
     add("--check", action="store_true", help="decode every clip")
-    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="clips decoded at once (%(default)s)")
+    add(
+        "--workers", type=worker_count, default=len(os.sched_getaffinity(0)), help="clips decoded at once (%(default)s)"
+    )
     ravdess = parser.add_argument_group("ravdess")
     ravdess.add_argument("--test_actors", type=int, nargs="+", default=[], help="test on these, train on the others")
     custom = parser.add_argument_group("custom", "without --table, a folder is a label: [SPLIT/]LABEL/clip.mp4")

@@ -5,6 +5,7 @@ The golden files were read line by line against spec and layout when they were m
 """
 
 import csv
+import gzip
 import json
 import os
 import re
@@ -184,6 +185,7 @@ def test_official_counts_are_confirmed_and_differences_are_named(clip: Path, roo
     ("fill", "flags", "message"),
     [
         (layouts.dfew, "mafw", "holds no MAFW: looked in it and all its folders for single/no_caption/set_1/train.txt"),
+        (layouts.dfew, "mafw", "set_1/train.txt or Labels/single-set.xlsx; it holds"),
         (layouts.dfew, "dfew --fold 3", "--fold 3: DFEW in ROOT has the folds 1"),
         (layouts.mer2023, "mer2023 --fold 1", "MER2023 in ROOT has no folds"),
         (layouts.dfew, "dfew --task sft", "prepare it with --task grpo or infer"),
@@ -205,6 +207,11 @@ def test_what_is_not_there_is_named_with_the_mend(
     assert message.replace("ROOT", str(root)) in run.stderr
     assert "Traceback" not in run.stderr
     assert not list(tmp_path.glob("out/**/*.jsonl"))
+
+
+def test_a_row_without_a_clip_is_named_as_the_sheet_numbers_it(clip: Path, root: Path, tmp_path: Path) -> None:
+    Layout(root, clip).text("labels.csv", "video,label", "a.mp4,anger", ",fear")
+    assert "row 3 has no video" in prepared(root, "custom --table labels.csv", tmp_path / "out").stderr
 
 
 def test_a_sheet_that_is_none_is_named(root: Path, tmp_path: Path) -> None:
@@ -245,6 +252,152 @@ def test_two_clips_of_one_name_are_never_guessed_between(clip: Path, root: Path,
     assert prepared(root, "dfew --clips ROOT/clip", tmp_path / "out").returncode == 0
 
 
+def test_a_table_in_a_western_encoding_is_no_chinese(clip: Path, root: Path, tmp_path: Path) -> None:
+    made = Layout(root, clip)
+    made.clips("a.mp4")
+    made.text("labels.csv", "video,label,why", "a.mp4,anger,She’s angry.", encoding="cp1252")
+    run = prepared(root, "custom --table labels.csv --explanation_column why --task sft", tmp_path / "out")
+    assert run.returncode == 1
+    assert f"{root}/labels.csv: not UTF-8 at byte 31; save it as UTF-8 (in Excel: Save As, CSV UTF-8)" in run.stderr
+
+
+def test_a_table_may_be_gzipped(clip: Path, root: Path, tmp_path: Path) -> None:
+    Layout(root, clip).clips("a.mp4")
+    (root / "labels.csv.gz").write_bytes(gzip.compress(b"video,label\na.mp4,anger\n"))
+    run = prepared(root, "custom --table labels.csv.gz", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert labels_by_clip(tmp_path / "out", root) == [("a.mp4", "anger")]
+
+
+def test_a_short_row_and_an_odd_file_name_are_left_out(clip: Path, root: Path, tmp_path: Path) -> None:
+    layouts.mer2023(Layout(root, clip))
+    with (root / "train-label.csv").open("a") as table:
+        table.write("sample_00000009")
+    run = prepared(root, "mer2023", tmp_path / "mer")
+    assert run.returncode == 0, run.stderr
+    assert 'train,sample_00000009,"no such clip' in (tmp_path / "mer/grpo_left_out.csv").read_text()
+
+    (mine := tmp_path / "mine").mkdir()
+    Layout(mine, clip).clips("happy/a.mp4", os.fsdecode(b"happy/caf\xe9.mp4"))
+    run = prepared(mine, "custom --check", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert r"all,happy/caf\udce9.mp4,not UTF-8" in (tmp_path / "out/grpo_left_out.csv").read_text()
+    assert labels_by_clip(tmp_path / "out", mine) == [("happy/a.mp4", "happy")]
+
+
+@pytest.mark.parametrize("command", ["prepare_data.py custom --root . --check", "dataset_stats.py records.jsonl"])
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_a_number_of_workers_that_is_none_is_named(command: str, workers: str, tmp_path: Path) -> None:
+    script, *words = command.split()
+    line = [sys.executable, REPO / "scripts" / script, *words, "--output", "out", "--workers", workers]
+    run = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    assert f"argument --workers: {workers} is less than 1" in run.stderr
+
+
+def test_a_table_names_sound_images_and_other_files(clip: Path, root: Path, tmp_path: Path) -> None:
+    made = Layout(root, clip)
+    made.clips("s1.wav", "sub/s2.WAV", "sub/v.ts", "i1.jpg", "sub/i2.jpg")
+    names = ["s1.wav", "s2.wav", "v.ts", "i1.jpg", "sub/i2.jpg"]
+    made.text("labels.csv", "video,label", *(f"{name},fear" for name in names))
+    run = prepared(root, "custom --table labels.csv", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    found = [name for name, _ in labels_by_clip(tmp_path / "out", root)]
+    assert found == ["s1.wav", "sub/s2.WAV", "sub/v.ts", "i1.jpg", "sub/i2.jpg"]
+
+
+def test_folders_of_labels_give_videos_and_sound_and_list_the_rest(clip: Path, root: Path, tmp_path: Path) -> None:
+    made = Layout(root, clip)
+    made.clips("fear/v1.mp4", "fear/v1.wav", "fear/i1.jpg", "fear/v2.ts")
+    write_clip(root / "fear/s1.wav", codec=None, sound="pcm_s16le")
+    (root / "fear/gone.mp4").symlink_to("nowhere.mp4")
+    run = prepared(root, "custom --check", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert [name for name, _ in labels_by_clip(tmp_path / "out", root)] == ["fear/s1.wav", "fear/v1.mp4"]
+    left_out = list(csv.DictReader((tmp_path / "out/grpo_left_out.csv").open()))
+    assert {row["name"]: row["reason"].partition(":")[0] for row in left_out} == {
+        "fear/gone.mp4": "broken link",
+        "fear/v1.wav": "sound of a video",
+        "fear/v2.ts": "no clip by its suffix",
+        "fear": "pictures",
+    }
+    table = {Path(row["clip"]).name: row["problems"] for row in csv.DictReader((tmp_path / "out/clips.csv").open())}
+    assert table["s1.wav"] == "no pictures"
+
+
+def record_line(video: str, question: str, **more: object) -> str:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "anger"}]
+    return json.dumps({"video": video, "conversations": turns} | more)
+
+
+def test_parts_of_a_clip_and_questions_about_it_are_records_of_their_own(
+    clip: Path, root: Path, tmp_path: Path
+) -> None:
+    made = Layout(root, clip)
+    made.clips("a.mp4")
+    parts = [record_line("a.mp4", "Who?", start=start, end=start + 0.1) for start in (0, 0.1, 0.2)]
+    made.text("mine.jsonl", *parts, record_line("a.mp4", "What?"), record_line("a.mp4", "Why?"), parts[1])
+    made.text("dataset_info.json", *json.dumps({"splits": {"train": {}}, "files": [1]}, indent=1).split("\n"))
+    made.text("other.jsonl", '{"metric": 1}', '{"metric": 2}')
+    run = prepared(root, "records", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert f"{root}/dataset_info.json holds no records and is passed over" in run.stderr
+    records = list(read_records(tmp_path / "out/grpo_mine.jsonl"))
+    assert [record.id for record in records] == ["records-a", *(f"records-a#{copy}" for copy in range(2, 6))]  # type: ignore[union-attr]
+    assert [row["reason"] for row in csv.DictReader((tmp_path / "out/grpo_left_out.csv").open())] == ["listed twice"]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("line", ['{"video": "a.mp4"', "{}"])
+def test_a_file_of_records_with_something_else_in_it_is_named(
+    place: int, line: str, clip: Path, root: Path, tmp_path: Path
+) -> None:
+    made = Layout(root, clip)
+    made.clips("a.mp4")
+    lines = [record_line("a.mp4", "Who?"), record_line("a.mp4", "Why?")]
+    made.text("mine.jsonl", *lines[:place], line, *lines[place:])
+    run = prepared(root, "records", tmp_path / "out")
+    assert run.returncode == 1
+    assert f"{root}/mine.jsonl:{place + 1}: " in run.stderr
+
+
+def labels_by_clip(output: Path, base: Path, split: str = "all") -> list[tuple[str, str]]:
+    """Clip from `base` and target of each record."""
+    records = read_records(output / f"grpo_{split}.jsonl")
+    return [(Path(record.video).relative_to(base).as_posix(), record.target or "") for record in records]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("clips", "names", "paired", "reason"),
+    [
+        (["spk2/1.mp4"], ["spk1/1.mp4", "spk2/1.mp4"], {"spk2/1.mp4": "spk2/1.mp4"}, "no such clip"),
+        (["1.mp4", "spk2/1.mp4"], ["spk1/1.mp4", "spk2/1.mp4"], {"spk2/1.mp4": "spk2/1.mp4"}, "no such clip"),
+        (["s/1.mp4", "s/01.mp4"], ["1.mp4", "01"], {"1.mp4": "s/1.mp4", "01": "s/01.mp4"}, None),
+        (["s/a.mp4", "s/A.mp4"], ["a", "A.mp4"], {"a": "s/a.mp4", "A.mp4": "s/A.mp4"}, None),
+        (["c.mp4", "backup/c.mp4"], ["c.mp4"], {"c.mp4": "c.mp4"}, None),
+        (["s/a.mp4", "s/a.avi"], ["a.avi"], {"a.avi": "s/a.avi"}, None),
+        (["s/01.mp4"], ["1.mp4", "01.mp4"], {"01.mp4": "s/01.mp4"}, "no clip of its own"),
+        (["data/a.mp4"], ["data/a.mp4", "old/data/a.mp4"], {"data/a.mp4": "data/a.mp4"}, "no clip of its own"),
+        (["data/a.mp4"], ["/gone/mine/data/a.mp4"], {"/gone/mine/data/a.mp4": "data/a.mp4"}, None),
+        (["data/a.avi"], ["data/a"], {"data/a": "data/a.avi"}, None),
+    ],
+)  # fmt: skip
+def test_a_label_goes_with_the_clip_it_was_given_for(
+    clips: list[str], names: list[str], paired: dict[str, str], reason: str | None,
+    clip: Path, root: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    made = Layout(root, clip)
+    made.clips(*clips)
+    labels = dict(zip(names, ("anger", "fear"), strict=False))
+    made.text("labels.csv", "video,label", *(f"{name},{label}" for name, label in labels.items()))
+    run = prepared(root, "custom --table labels.csv", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert labels_by_clip(tmp_path / "out", root) == [(file, labels[name]) for name, file in paired.items()]
+    left_out = list(csv.DictReader((tmp_path / "out/grpo_left_out.csv").open()))
+    assert [row["name"] for row in left_out] == [name for name in names if name not in paired]
+    assert all(row["reason"].startswith(reason or "never") for row in left_out)
+
+
 def test_check_makes_a_table_marks_silent_clips_and_leaves_unreadable_ones_out(
     clip: Path, root: Path, tmp_path: Path
 ) -> None:
@@ -276,6 +429,29 @@ def test_check_makes_a_table_marks_silent_clips_and_leaves_unreadable_ones_out(
     assert [record["has_audio"] for record in train] == [True, False]
     assert not (tmp_path / "out/fold1/infer_test.jsonl").exists()
     assert "unreadable: " in (tmp_path / "out/fold1/infer_left_out.csv").read_text()
+
+
+def test_a_mended_clip_is_back_and_statistics_leave_the_table_of_the_check(
+    clip: Path, root: Path, tmp_path: Path
+) -> None:
+    Layout(root, clip).clips("happy/whole.mp4")
+    broken = root / "happy/broken.mp4"
+    broken.write_bytes(clip.read_bytes()[:900].ljust(clip.stat().st_size))
+    assert "(1)" in prepared(root, "custom", tmp_path / "out", "--check").stderr
+    table = (tmp_path / "out/clips.csv").read_text()
+    assert "unreadable" in table
+    script = REPO / "scripts" / "dataset_stats.py"
+    command = [sys.executable, script, tmp_path / "out/grpo_all.jsonl", "--output", tmp_path / "out"]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    assert (tmp_path / "out/clips.csv").read_text() == table
+    assert "whole.mp4" in (tmp_path / "out/stats_clips.csv").read_text()
+
+    times = broken.stat().st_atime_ns, broken.stat().st_mtime_ns
+    broken.write_bytes(clip.read_bytes())
+    os.utime(broken, ns=times)  # as a frame folder's, whose size and time stay
+    log = prepared(root, "custom", tmp_path / "out", "--check").stderr
+    assert "1 clips to decode, 1 are known from before" in log
+    assert len((tmp_path / "out/grpo_all.jsonl").read_text().splitlines()) == 2
 
 
 def test_an_interrupted_check_goes_on_and_only_changed_clips_are_decoded_again(
@@ -316,12 +492,13 @@ def test_statistics_count_classes_durations_and_sound(toy_world_dir: Path, tmp_p
     records = tmp_path / "records.jsonl"
     lines = (toy_world_dir / "sft_train.jsonl").read_text().splitlines()
     extra = json.loads(lines[0]) | {"id": "gone", "video": "clips/gone.mp4"}
+    (part := tmp_path / "part.jsonl").write_text(json.dumps(json.loads(lines[0]) | {"start": 0.25, "end": 0.75}))
     compound = json.loads(lines[1]) | {"id": "compound"}
     compound["conversations"] = [compound["conversations"][0], {"from": "gpt", "value": "sadness_surprise"}]
     records.write_text("\n".join([*lines, json.dumps(extra), json.dumps(compound), "{torn"]))
     script = REPO / "scripts" / "dataset_stats.py"
     test = toy_world_dir / "test.jsonl"
-    command = [sys.executable, script, records, test, "--output", tmp_path / "out", "--data_root", toy_world_dir]
+    command = [sys.executable, script, records, test, part, "--output", tmp_path / "out", "--data_root", toy_world_dir]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     figures = json.loads((tmp_path / "out/stats.json").read_text())
     world = {clip["id"]: clip for clip in json.loads((toy_world_dir / "world.json").read_text())["clips"]}
@@ -337,5 +514,6 @@ def test_statistics_count_classes_durations_and_sound(toy_world_dir: Path, tmp_p
     assert figures["records"]["seconds"]["100%"] == pytest.approx(longest, abs=0.15)
     assert figures["records"]["words_of_explanation"]["50%"] > 5
     assert figures["test"]["records"] == 14
+    assert figures["part"]["seconds"]["50%"] == 0.5
     assert (tmp_path / "out/stats.png").stat().st_size > 10_000
     assert "unreadable" in run.stdout

@@ -12,8 +12,10 @@ import pytest
 import soundfile
 from av.stream import Disposition
 from media_factory import counter_frame, write_clip
+from PIL import Image
 
 from humanomni.media import Clip, MediaError, load_clip, sample_frame_indices
+from humanomni.media_images import list_images
 
 
 def sha256(array: np.ndarray) -> str:
@@ -99,3 +101,10 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_no_audio_is_a_state() -> None:
     assert not Clip(frames=np.zeros((1, 2, 2, 3), np.uint8), waveform=None, fps=25.0, duration=0.04).has_audio
+
+
+def test_what_macos_leaves_in_a_folder_of_frames_is_no_frame(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "000.jpg")
+    (tmp_path / "._000.jpg").write_bytes(b"\x00\x05\x16\x07")
+    assert load_clip(tmp_path).frames is not None
+    assert list_images(tmp_path) == [tmp_path / "000.jpg"]

@@ -1,5 +1,6 @@
 """Every clip decoded once, as training would, and a table of what is in it."""
 
+import argparse
 import csv
 import io
 import logging
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from humanomni.datasets.source import SOUND_SUFFIXES
 from humanomni.media import Clip, MediaError, load_clip
 from humanomni.media_images import list_images
 from humanomni.media_video import scan_video
@@ -20,7 +22,7 @@ from humanomni.records import JsonlWriter, Line, read_jsonl, write_whole
 
 logger = logging.getLogger(__name__)
 
-RESULTS, TABLE = "clip_checks.jsonl", "clips.csv"
+RESULTS = "clip_checks.jsonl"
 
 SHORT = 0.5  # seconds
 SILENT = -60.0  # dBFS: below the noise of any microphone
@@ -54,14 +56,21 @@ class ClipCheck:
     error: str | None = None
 
 
+def worker_count(text: str) -> int:
+    """The value of a --workers flag."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
 def check_clips(paths: Sequence[Path], output: Path, workers: int) -> dict[Path, ClipCheck]:
-    """Decodes what was not decoded before, by path, size and time, and writes the table.
+    """Decodes what could not be decoded before or has changed, by path, size and time.
 
     Each result is on the disk as soon as it is known, so an interrupted check goes on where it was.
 
     Args:
         paths: clips, each once.
-        output: folder of ``clip_checks.jsonl`` (the results so far) and ``clips.csv`` (the table).
+        output: folder of ``clip_checks.jsonl``, the results so far.
         workers: threads; decoding is outside the interpreter's lock.
 
     Raises:
@@ -83,9 +92,7 @@ def check_clips(paths: Sequence[Path], output: Path, workers: int) -> dict[Path,
                 writer.write({"path": str(path), "size": size, "mtime_ns": time, **asdict(checks[path])})
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    ordered = {path: checks[path] for path in paths}
-    _write_table(output / TABLE, ordered)
-    return ordered
+    return {path: checks[path] for path in paths}
 
 
 def check_clip(path: Path) -> ClipCheck:
@@ -96,9 +103,10 @@ def check_clip(path: Path) -> ClipCheck:
         track = None if images else scan_video(path)
     except (MediaError, OSError, MemoryError, RuntimeError, ValueError) as error:
         return ClipCheck(error=error.reason if isinstance(error, MediaError) else f"{type(error).__name__}: {error}")
-    if clip.frames is None:
+    if clip.frames is None and path.suffix.lower() not in SOUND_SUFFIXES:
         return ClipCheck(seconds=round(clip.duration, 3), has_audio=clip.has_audio, error="holds no pictures")
     frames = len(images) if track is None else len(track.keys)
+    height, width = (0, 0) if clip.frames is None else clip.frames.shape[1:3]
     loudness = None
     if clip.waveform is not None:
         energy = float(np.sqrt(np.mean(np.square(clip.waveform, dtype=np.float64))))
@@ -107,8 +115,8 @@ def check_clip(path: Path) -> ClipCheck:
         seconds=round(clip.duration, 3),
         fps=round(clip.fps, 3),
         frames=frames,
-        width=clip.frames.shape[2],
-        height=clip.frames.shape[1],
+        width=width,
+        height=height,
         has_audio=clip.has_audio,
         loudness=loudness,
         problems=tuple(_problems(clip, frames, loudness)),
@@ -117,7 +125,9 @@ def check_clip(path: Path) -> ClipCheck:
 
 def _problems(clip: Clip, frames: int, loudness: float | None) -> list[str]:
     problems = []
-    if frames == 1:
+    if frames == 0:
+        problems.append("no pictures")
+    elif frames == 1:
         problems.append("one frame")
     elif clip.duration < SHORT:
         problems.append(f"shorter than {SHORT} s")
@@ -140,12 +150,13 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _known(results: Path) -> dict[tuple[Path, tuple[int, int]], ClipCheck]:
+    """What was decoded; an error may have passed or been mended with no trace in the size and time of a folder."""
     if not results.is_file():
         return {}
     known: dict[tuple[Path, tuple[int, int]], ClipCheck] = {}
     names = {entry.name for entry in fields(ClipCheck)}
     for line in read_jsonl(results, "skip"):
-        if isinstance(line, Line) and names <= line.value.keys():
+        if isinstance(line, Line) and names <= line.value.keys() and line.value["error"] is None:
             value: dict[str, Any] = {name: line.value[name] for name in names}
             value["problems"] = tuple(value["problems"])
             key = Path(line.value["path"]), (line.value["size"], line.value["mtime_ns"])
@@ -153,7 +164,12 @@ def _known(results: Path) -> dict[tuple[Path, tuple[int, int]], ClipCheck]:
     return known
 
 
-def _write_table(path: Path, checks: Mapping[Path, ClipCheck]) -> None:
+def write_table(path: Path, checks: Mapping[Path, ClipCheck]) -> None:
+    """One CSV row a clip.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["clip", "seconds", "fps", "frames", "width", "height", "audio", "loudness_dbfs", "problems"])

@@ -1,12 +1,23 @@
 """Data of one's own: a table with columns named by flags, or a folder a label. And files of finished records."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from humanomni.completion import parse_completion
-from humanomni.datasets.source import Dataset, DatasetError, Options, Sample, Source
-from humanomni.datasets.tables import TABLE_SUFFIXES, read_table
-from humanomni.records import Line, Record, read_jsonl
+from humanomni.datasets.source import (
+    SOUND_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Dataset,
+    DatasetError,
+    Options,
+    Sample,
+    Source,
+)
+from humanomni.datasets.tables import TABLE_SUFFIXES, holds_json, read_table
+from humanomni.records import BadLine, Line, Record, RecordError, read_jsonl
+
+logger = logging.getLogger(__name__)
 
 ALL = "all"  # the split of data that has none
 
@@ -21,7 +32,7 @@ def _read_table(source: Source, table: Path, options: Options) -> Iterator[Sampl
         raise DatasetError(f"--table {table}: no such file, or none of {', '.join(TABLE_SUFFIXES)}")
     columns = (options.label_column, options.id_column, options.split_column, options.explanation_column)
     wanted = [options.video_column, *(column for column in columns if column)]
-    for number, row in enumerate(read_table(path, wanted), start=1):
+    for number, row in enumerate(read_table(path, wanted, gb18030=False), start=1 if holds_json(path) else 2):
         video = row.get(options.video_column)
         if not video:
             raise DatasetError(f"{path}: row {number} has no {options.video_column}")
@@ -37,17 +48,30 @@ def _read_table(source: Source, table: Path, options: Options) -> Iterator[Sampl
 
 
 def _read_folders(source: Source) -> Iterator[Sample]:
-    """LABEL/clip.mp4, or SPLIT/LABEL/clip.mp4."""
+    """LABEL/clip.mp4, or SPLIT/LABEL/clip.mp4, videos and sound; all else there is listed as no clip."""
     empty = True
-    for path in source.videos():
+    videos = {path.with_suffix("") for path in source.videos()}
+    for path in source.clip_files:
         *folders, _ = path.relative_to(source.clip_root).parts
-        if not folders:
+        suffix = path.suffix.lower()
+        problem = None
+        if suffix in SOUND_SUFFIXES and path.with_suffix("") in videos:
+            problem = "sound of a video: the clip is the video of that name beside it"
+        elif suffix not in VIDEO_SUFFIXES + SOUND_SUFFIXES:
+            problem = "no clip by its suffix: give a --table that names it, if it is one"
+        if folders:
+            split = folders[-2] if len(folders) > 1 else ALL
+            name = path.relative_to(source.clip_root).as_posix()
+            yield Sample(name, folders[-1], split, problem=problem)
+        elif problem is None:
             raise DatasetError(f"{path} is in no folder named like its label; move it into one, or give a --table")
-        empty = False
-        split = folders[-2] if len(folders) > 1 else ALL
-        yield Sample(path.relative_to(source.clip_root).as_posix(), folders[-1], split)
+        empty = empty and problem is not None
     if empty:
         raise source.missing("clips", "LABEL/clip.mp4", "SPLIT/LABEL/clip.mp4")
+    for folder in source.frame_folders:
+        if folder != source.clip_root:
+            problem = "pictures: each may be a clip, or all one clip's frames; give a --table that says which"
+            yield Sample(folder.relative_to(source.clip_root).as_posix(), None, ALL, problem=problem)
 
 
 def _read_records(source: Source, options: Options) -> Iterator[Sample]:
@@ -57,9 +81,7 @@ def _read_records(source: Source, options: Options) -> Iterator[Sample]:
     """
     found = False
     for _, path in source.lists(r"[^/]+\.jsonl?(?:\.gz)?"):
-        for line in read_jsonl(path):
-            if not isinstance(line, Line) or not {"video", "conversations"} <= line.value.keys():
-                break  # another kind of JSON: no record file
+        for line in _record_lines(path):
             found = True
             record = Record.from_json(line)
             completion = parse_completion(record.target or "")
@@ -77,5 +99,27 @@ def _read_records(source: Source, options: Options) -> Iterator[Sample]:
         raise source.missing("records", "a .json or .jsonl file of records")
 
 
-CUSTOM = Dataset("custom data", _read_custom)
+def _record_lines(path: Path) -> Iterator[Line]:
+    """The records of a file; none of a file that holds other JSON, such as a hub's dataset_info.json.
+
+    Raises:
+        RecordError: something in a file of records is none.
+    """
+    strange: Line | BadLine | None = None
+    found = False
+    for entry in read_jsonl(path, "skip"):
+        if isinstance(entry, Line) and {"video", "conversations"} <= entry.value.keys():
+            found = True
+            if not strange:
+                yield entry
+        else:
+            strange = strange or entry
+        if strange and found:
+            fault = strange if isinstance(strange, BadLine) else f'{strange.where}: no "video" and "conversations"'
+            raise RecordError(f"{fault}; mend the line, or move the file if its records are not meant")
+    if not found:
+        logger.info("%s holds no records and is passed over", path)
+
+
+CUSTOM = Dataset("custom data", _read_custom, folders_count=True)
 RECORDS = Dataset("published records", _read_records)

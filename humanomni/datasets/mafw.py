@@ -14,11 +14,11 @@ _SIZES = ((7333, 1839), (7335, 1837), (7339, 1833), (7340, 1832), (7341, 1831))
 
 
 def _read_single(source: Source, options: Options) -> Iterator[Sample]:
-    return _read(source, options, "single", r"single-set\.(?:xlsx|csv)")
+    return _read(source, options, "single", "single-set")
 
 
 def _read_compound(source: Source, options: Options) -> Iterator[Sample]:
-    return _read(source, options, "compound", r"multi-set\.(?:xlsx|csv)")
+    return _read(source, options, "compound", "multi-set")
 
 
 def _read(source: Source, options: Options, kind: str, sheet: str) -> Iterator[Sample]:
@@ -31,9 +31,9 @@ def _read(source: Source, options: Options, kind: str, sheet: str) -> Iterator[S
             yield Sample(name, label, match["split"], int(match["fold"]), captions.get(name), source.origin(path))
     if lists:
         return
-    sheets = source.lists(sheet)
+    sheets = source.lists(rf"{sheet}\.(?:xlsx|csv)")
     if not sheets:
-        raise source.missing("MAFW", f"{kind}/no_caption/set_1/train.txt", f"Labels/{sheet.partition('[.]')[0]}")
+        raise source.missing("MAFW", f"{kind}/no_caption/set_1/train.txt", f"Labels/{sheet}.xlsx")
     path = sheets[0][1]
     for number, row in enumerate(read_rows(path)[1:], start=2):
         yield Sample(row[0], _label_of_ids(path, number, row), "all", origin=source.origin(path))

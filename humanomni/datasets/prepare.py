@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from humanomni.datasets.check import ClipCheck, check_clips
+from humanomni.datasets.check import ClipCheck, check_clips, write_table
 from humanomni.datasets.mer import UNLABELLED
 from humanomni.datasets.source import Dataset, DatasetError, Options, Sample, Source
 from humanomni.labels import normalise_label
@@ -58,6 +58,36 @@ class Split:
     records: list[dict[str, Any]] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
     left_out: list[tuple[Sample, str]] = field(default_factory=list)
+    _said: set[str] = field(default_factory=set)
+    _records_of: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: dict[str, Any]) -> str | None:
+        """Takes a record in, under a number ("a#2") where its id is taken; else returns why it is not written.
+
+        A clip may be asked about more than once, in parts or with several questions.
+        """
+        if not _is_utf8(json.dumps(record, ensure_ascii=False)):
+            return "not UTF-8: the name of the clip or of its folder; rename it"
+        said = json.dumps([record.get(key) for key in ("id", "start", "end", "conversations")])
+        if said in self._said:
+            return "listed twice"
+        self._said.add(said)
+        identity = record["id"]
+        while record["id"] in self._records_of:
+            self._records_of[identity] += 1
+            record["id"] = f"{identity}#{self._records_of[identity]}"
+        self._records_of[record["id"]] = 1
+        self.records.append(record)
+        return None
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text can be written; Python stands surrogates for the odd bytes of a file's name."""
+    return _printable(text) == text
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def prepare(request: Request) -> list[str]:
@@ -74,11 +104,13 @@ def prepare(request: Request) -> list[str]:
         OSError: the output cannot be written.
     """
     samples = _samples(request)
-    clips = {name: request.source.clip(name) for name in dict.fromkeys(sample.name for sample in samples)}
+    names = dict.fromkeys(sample.name for sample in samples if sample.problem is None)
+    clips = {name: request.source.clip(name, request.dataset.folders_count) for name in names}
     checks: Mapping[Path, ClipCheck] = {}
     if request.check_workers:
-        found = sorted({clip for clip in clips.values() if clip is not None})
+        found = sorted({clip for clip in clips.values() if clip is not None and _is_utf8(str(clip))})
         checks = check_clips(found, request.output, request.check_workers)
+        write_table(request.output / "clips.csv", checks)
     folds = {
         fold: _splits(request, list(of_fold), clips, checks)
         for fold, of_fold in groupby(samples, key=lambda sample: sample.fold)
@@ -111,22 +143,44 @@ def _splits(
     request: Request, samples: list[Sample], clips: Mapping[str, Path | None], checks: Mapping[Path, ClipCheck]
 ) -> dict[str, Split]:
     splits: dict[str, Split] = {}
-    seen: set[tuple[str, str]] = set()
+    shared = _shared({sample.name: clips.get(sample.name) for sample in samples})
     for sample in samples:
         split = splits.setdefault(sample.split, Split())
         split.listed += 1
-        clip = clips[sample.name]
-        identity = _identity(request, sample)
-        problem = "listed twice" if (sample.split, identity) in seen else _problem(request, sample, clip, checks)
+        clip = clips.get(sample.name)
+        problem = sample.problem or shared.get(sample.name) or _problem(request, sample, clip, checks)
         if problem or clip is None:
             split.left_out.append((sample, problem or ""))
             continue
-        seen.add((sample.split, identity))
         label = _spelled(request, sample.label)
-        split.records.append(_record(request, sample, identity, clip, label, checks.get(clip)))
-        if label is not None:
+        record = _record(request, sample, clip, label, checks.get(clip))
+        if problem := split.add(record):
+            split.left_out.append((sample, problem))
+        elif label is not None:
             split.labels[label] += 1
     return splits
+
+
+def _shared(clips: Mapping[str, Path | None]) -> dict[str, str]:
+    """Names, each with the reason, for which a clip was found that another name of the lists also stands for.
+
+    A name that is the clip's own is right; "1" is not where only 01.mp4 is there and the lists have "01" too.
+    """
+    names: dict[Path, list[str]] = {}
+    for name, clip in clips.items():
+        if clip is not None:
+            names.setdefault(clip, []).append(name)
+    return {
+        name: f"no clip of its own: {clip} may be that of {next(other for other in of_clip if other != name)}"
+        for clip, of_clip in names.items()
+        for name in of_clip
+        if len(of_clip) > 1 and not _is_called(clip, name)
+    }
+
+
+def _is_called(clip: Path, name: str) -> bool:
+    ending = "/" + name.replace("\\", "/").removeprefix("./").strip("/")
+    return any(path.as_posix().endswith(ending) for path in (clip, clip.with_suffix("")))
 
 
 def _identity(request: Request, sample: Sample) -> str:
@@ -142,7 +196,9 @@ def _unsuffixed(sample: Sample) -> str:
 def _problem(request: Request, sample: Sample, clip: Path | None, checks: Mapping[Path, ClipCheck]) -> str | None:
     """Why a sample gives no record; None when it does."""
     if clip is None:
-        return f"no such clip: nothing under {request.source.clip_root} is called so"
+        return f"no such clip: no video, sound or folder of frames under {request.source.clip_root} is called so"
+    if not clip.exists():
+        return f"broken link: {clip} leads to {clip.readlink()}"
     if clip.is_file() and clip.stat().st_size == 0:
         return f"empty file: {clip}"
     if clip in checks and checks[clip].error:
@@ -166,9 +222,7 @@ def _spelled(request: Request, label: str | None) -> str | None:
     return emotion if request.spelling == "canonical" else request.dataset.classes.get(emotion, label)
 
 
-def _record(
-    request: Request, sample: Sample, identity: str, clip: Path, label: str | None, check: ClipCheck | None
-) -> dict[str, Any]:
+def _record(request: Request, sample: Sample, clip: Path, label: str | None, check: ClipCheck | None) -> dict[str, Any]:
     target = label
     if request.task == "sft":
         target = f"<think>{' '.join((sample.explanation or '').split())}</think>\n<answer>{label}</answer>"
@@ -180,7 +234,12 @@ def _record(
     ]
     if target is not None:
         turns.append({"from": "gpt", "value": target})
-    record: dict[str, Any] = {"id": identity, "video": str(clip), "conversations": turns, "dataset": request.name}
+    record: dict[str, Any] = {
+        "id": _identity(request, sample),
+        "video": str(clip),
+        "conversations": turns,
+        "dataset": request.name,
+    }
     if sample.fold is not None:
         record["fold"] = sample.fold
     record["split"] = sample.split
@@ -248,7 +307,7 @@ def _write(request: Request, fold: int | None, splits: Mapping[str, Split], rema
         for name, split in splits.items()
         for sample, reason in split.left_out
     )
-    write_whole(folder / f"{request.task}_left_out.csv", [table.getvalue()])
+    write_whole(folder / f"{request.task}_left_out.csv", [_printable(table.getvalue())])
     counts = {
         name: {
             "listed": split.listed,
@@ -260,4 +319,4 @@ def _write(request: Request, fold: int | None, splits: Mapping[str, Split], rema
     }
     account = {"dataset": request.dataset.title, "root": str(request.source.root), "splits": counts}
     text = json.dumps(account | {"remarks": remarks}, indent=1, ensure_ascii=False) + "\n"
-    write_whole(folder / f"{request.task}_counts.json", [text])
+    write_whole(folder / f"{request.task}_counts.json", [_printable(text)])

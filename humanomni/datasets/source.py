@@ -12,6 +12,7 @@ from humanomni.media_images import IMAGE_SUFFIXES
 
 # The best first: of two copies of a clip in one folder, the earlier kind is taken.
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".flv", ".m4v", ".mpg", ".mpeg", ".wmv")
+SOUND_SUFFIXES = (".aac", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".wma")
 
 
 class DatasetError(ValueError):
@@ -31,6 +32,7 @@ class Sample:
         origin: the list, relative to the root.
         question: what the model is asked; None is the question of the published checkpoints.
         extra: further keys of the record.
+        problem: why it can be no record, where its reader knows.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Sample:
     origin: str = ""
     question: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
 
     @property
     def stem(self) -> str:
@@ -60,6 +63,7 @@ class Dataset:
         classes: canonical label and own spelling; empty where any label is taken as it stands.
         official: samples by fold and split.
         official_classes: samples of each own spelling by fold and split.
+        folders_count: whether the folders of a clip's path tell clips apart; then none is found by its bare name.
     """
 
     title: str
@@ -67,6 +71,7 @@ class Dataset:
     classes: Mapping[str, str] = field(default_factory=dict)
     official: Mapping[tuple[int | None, str], int] = field(default_factory=dict)
     official_classes: Mapping[tuple[int | None, str], Mapping[str, int]] = field(default_factory=dict)
+    folders_count: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Source:
     def lists_beside_clips(self, pattern: str) -> list[tuple[re.Match[str], Path]]:
         """As `lists`, also from the clips' folder: EMER's labels are in the data set that its clips are from."""
         found = self.lists(pattern)
-        return found or self._matching(self._clip_files, self.clip_root, pattern)
+        return found or self._matching(self.clip_files, self.clip_root, pattern)
 
     @staticmethod
     def _matching(files: list[Path], base: Path, pattern: str) -> list[tuple[re.Match[str], Path]]:
@@ -138,40 +143,49 @@ class Source:
             f"it holds {', '.join(there[:12]) or 'nothing'}{' ...' if len(there) > 12 else ''}"
         )
 
-    def clip(self, name: str) -> Path | None:
+    def clip(self, name: str, folders_count: bool = False) -> Path | None:
         """The file, or folder of frames, of a clip; None where there is none.
 
         A path is followed as far as it leads (any of its leading folders may be missing here); a bare name is found in
-        whatever folder it lies, with another suffix and with or without leading zeros. A video goes before frames.
+        the clips' folder itself, else in whatever folder it lies, with another suffix and with or without leading
+        zeros; sound with its suffix, an image only by its path. A video goes before frames, and the name as written
+        before one that is like it.
+
+        Args:
+            name: as a list writes it.
+            folders_count: the last folder of a path may not be missing, and no other folder stands for it.
 
         Raises:
-            DatasetError: two folders hold different videos of that name.
+            DatasetError: it may be any of several clips.
         """
-        parts = Path(name.replace("\\", "/")).parts
-        if len(parts) > 1:
-            for start in range(len(parts)):
-                if (path := self.clip_root.joinpath(*parts[start:])).exists():
-                    return path
-        found = self._clips.get(clip_key(Sample(name, None, "").stem), [])
-        videos = sorted(
-            (path for path in found if path.suffix.lower() in VIDEO_SUFFIXES),
-            key=lambda path: VIDEO_SUFFIXES.index(path.suffix.lower()),
-        )
-        if len({path.parent for path in videos}) > 1:
-            listed = " and ".join(str(path) for path in sorted(videos)[:2])
+        *folders, last = Path(name.replace("\\", "/")).parts or ("",)
+        if not folders and (path := self.clip_root / last).is_file():
+            return path
+        for start in range(len(folders) + 1 if folders else 0):
+            path = self.clip_root.joinpath(*folders[start:], last)
+            if (start == 0 or not folders_count or path.parent.name == folders[-1]) and path.exists():
+                return path
+        stem = Sample(last, None, "").stem
+        found = self._clips.get(clip_key(stem), [])
+        if folders_count and folders:
+            found = [path for path in found if [*path.parent.parts[-len(folders) :]] == folders]
+        found = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES] or found
+        if len({path.parent for path in found}) == 1:  # a like name elsewhere may as well be of another data set
+            found = [path for path in found if _stem(path) == stem] or found
+        if len({(path.parent, _stem(path)) for path in found}) > 1:
+            listed = " and ".join(str(path) for path in sorted(found)[:2])
             raise DatasetError(f"clip {name} could be {listed}; name the folder of the right clips with --clips")
-        return next(iter(videos or found), None)
+        return min(found, key=lambda path: (path.name != last, _rank(path)), default=None)
 
     def videos(self) -> Iterator[Path]:
         """All videos under the clips' folder, sorted."""
-        return (path for path in self._clip_files if path.suffix.lower() in VIDEO_SUFFIXES)
+        return (path for path in self.clip_files if path.suffix.lower() in VIDEO_SUFFIXES)
 
     @cached_property
     def _clips(self) -> dict[str, list[Path]]:
         clips: dict[str, list[Path]] = {}
-        for path in [*self.videos(), *self._frame_folders]:
-            stem = path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
-            clips.setdefault(clip_key(stem), []).append(path)
+        for path in [*self.clip_files, *self.frame_folders]:
+            clips.setdefault(clip_key(_stem(path)), []).append(path)
         return clips
 
     @cached_property
@@ -183,12 +197,23 @@ class Source:
         return _walk(self.clip_root, self._ignored)
 
     @property
-    def _clip_files(self) -> list[Path]:
+    def clip_files(self) -> list[Path]:
+        """All files under the clips' folder but images, sorted."""
         return self._clip_walk[0]
 
     @property
-    def _frame_folders(self) -> list[Path]:
+    def frame_folders(self) -> list[Path]:
+        """All folders there that hold images, sorted."""
         return self._clip_walk[1]
+
+
+def _stem(path: Path) -> str:
+    return Sample(path.name, None, "").stem
+
+
+def _rank(path: Path) -> int:
+    suffix = path.suffix.lower()
+    return VIDEO_SUFFIXES.index(suffix) if suffix in VIDEO_SUFFIXES else len(VIDEO_SUFFIXES)
 
 
 def clip_key(stem: str) -> str:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from humanomni.completion import parse_completion
 from humanomni.datasets.check import ClipCheck
+from humanomni.media import time_range
 from humanomni.records import BadLine, Record
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -46,11 +47,21 @@ class RecordFile:
 
     @property
     def seconds(self) -> list[float]:
-        return [check.seconds for check in self.readable]
+        """What each record is about: its clip, or the part between its start and end."""
+        return [
+            _seconds_of(record, self.checks[record.id])
+            for record in self.records
+            if self.checks[record.id].error is None
+        ]
 
     @property
     def loudness(self) -> list[float]:
         return [check.loudness for check in self.readable if check.loudness is not None]
+
+
+def _seconds_of(record: Record, check: ClipCheck) -> float:
+    begin, stop = time_range(record.start, record.end)
+    return max(0.0, min(stop, check.seconds) - begin)
 
 
 def statistics(file: RecordFile) -> dict[str, Any]:
