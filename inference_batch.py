@@ -11,6 +11,7 @@ A run that was killed is continued by the same command, also with another number
 finished one is left alone. Failed records do not make the run fail: its exit status is 0 and its last line counts them
 and names the flag that predicts them again once the cause is mended: --retry_failed 1, the next time --retry_failed 2.
 The predictions that are there are carried over, and that command too is continued by itself.
+Predictions of another input of that name, another model or other settings are kept under the suffix .old, .old2, ...
 """
 
 import argparse
@@ -63,6 +64,7 @@ def predict(arguments: argparse.Namespace) -> None:
         output_path(arguments),
         read_inputs(arguments.input_jsonl),
         job_settings(arguments, loading),
+        {"input": arguments.input_jsonl, "model": loading.model, "adapter": loading.adapter},
         arguments.retry_failed,
     )
 

@@ -19,6 +19,7 @@ on with it or finds it finished. The result of before stays in its place until t
 
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -108,6 +109,7 @@ class PredictionJob:
         output: the JSONL to write.
         inputs: from :func:`read_inputs`.
         settings: all that decides the predictions; plain JSON values.
+        paths: where settings that are fingerprints come from, for messages: a file that was moved is the same job.
         retry_failed: number of the retry that is asked for, the first is 1; 0 leaves failed records as they are.
     """
 
@@ -116,9 +118,11 @@ class PredictionJob:
         output: Path,
         inputs: Mapping[int, Record | BadLine],
         settings: Mapping[str, Any],
+        paths: Mapping[str, Path | None] | None = None,
         retry_failed: int = 0,
     ) -> None:
         self.output, self.inputs, self.settings = output, inputs, dict(settings)
+        self.paths = {key: str(path.absolute()) for key, path in (paths or {}).items() if path is not None}
         self.retry_failed = retry_failed
         self.errors = output.with_suffix(".errors.jsonl")  # the name that evaluation looks for
         self.shards = output.with_suffix(".shards")
@@ -142,7 +146,8 @@ class PredictionJob:
     def open_shard(self, rank: int) -> "Shard | None":
         """The shard of a rank, which knows what any rank has done before; None when the job is finished.
 
-        Shards and results of other settings make way: the shards are dropped, the results get the suffix ``.old``.
+        Shards and results of other settings make way: all files of that job get the first free suffix of ``.old``,
+        ``.old2`` and so on, without which they are that job again.
 
         Raises:
             JobError: another process works on this job under the same rank or without the retry, or on this output with
@@ -247,23 +252,34 @@ class PredictionJob:
 
     def _make_way(self) -> None:
         self._require_idle("another run with other settings")
-        known = self._state().get("settings", {})
-        changed = [
-            f"{key} was {known.get(key)!r} and is {value!r}"
+        if not any(shard.stat().st_size for shard in self.shards.glob("*.jsonl")):
+            shutil.rmtree(self.shards, ignore_errors=True)  # of a start that was killed before any record was done
+        # The state last: a kill on the way leaves the rest to the next start.
+        files = (self.output, self.errors, self.shards, self._state_file)
+        there = [path for path in files if path.exists()]
+        if not there:
+            return
+        suffixes = itertools.chain([".old"], (f".old{number}" for number in itertools.count(2)))
+        suffix = next(suffix for suffix in suffixes if not any(Path(f"{path}{suffix}").exists() for path in files))
+        logger.warning(
+            "%s: starting afresh, nothing that is there belongs to this run (%s); it is kept as %s",
+            self.output,
+            self._differences(),
+            ", ".join(f"{path.name}{suffix}" for path in there),
+        )
+        for path in there:
+            path.rename(f"{path}{suffix}")
+
+    def _differences(self) -> str:
+        state = self._state()
+        if not state:
+            return f"there is no {self._state_file.name}"
+        known, paths = state["settings"], state.get("paths", {})
+        return "; ".join(
+            f"{key} was {_shown(known.get(key), paths.get(key))} and is {_shown(value, self.paths.get(key))}"
             for key, value in self.settings.items()
             if known.get(key) != value
-        ]
-        old = [path for path in (self.output, self.errors) if path.exists()]
-        if known or old:
-            logger.warning(
-                "%s: starting afresh, nothing that is there belongs to this run (%s)%s",
-                self.output,
-                "; ".join(changed) if known else f"there is no {self._state_file.name}",
-                f"; earlier results are kept as {', '.join(f'{path.name}.old' for path in old)}" if old else "",
-            )
-        for path in old:
-            path.replace(f"{path}.old")
-        shutil.rmtree(self.shards, ignore_errors=True)
+        )
 
     def _state(self) -> dict[str, Any]:
         try:
@@ -272,10 +288,9 @@ class PredictionJob:
             return {}
 
     def _write_state(self, finished: dict[str, Any] | None) -> None:
-        known = self._state()
-        begun = known.get("retries", 0) if known.get("settings") == self.settings else 0
-        retries = max(begun, self.retry_failed)
-        _write_rows(self._state_file, [{"settings": self.settings, "retries": retries, "finished": finished}])
+        retries = max(self._state().get("retries", 0), self.retry_failed)
+        state = {"settings": self.settings, "paths": self.paths, "retries": retries, "finished": finished}
+        _write_rows(self._state_file, [state])
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -283,6 +298,10 @@ class PredictionJob:
         with self.output.with_name(f".{self.output.stem}.lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _shown(value: Any, path: str | None) -> str:
+    return f"{path} ({value})" if path else repr(value)
 
 
 def read_failures(output: Path) -> list[dict[str, Any]]:

@@ -56,7 +56,8 @@ def sample(arguments: argparse.Namespace, settings: CandidateSettings) -> None:
         "data_root": data_root,
         **settings.model_dump(mode="json"),
     }
-    job = PredictionJob(output, read_inputs(source), identity, arguments.retry_failed)
+    paths = {"input": source, "model": loading.model, "adapter": loading.adapter}
+    job = PredictionJob(output, read_inputs(source), identity, paths, arguments.retry_failed)
 
     def start(device: str) -> "Predictor":
         from humanomni.inference import Predictor

@@ -247,6 +247,37 @@ def test_other_settings_start_afresh_and_say_so(
         assert shard.done == frozenset()
 
 
+def test_every_fold_under_one_name_is_kept(
+    inputs: dict[int, Record | BadLine], output: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fold(number: int) -> PredictionJob:
+        source = tmp_path / f"fold{number}" / "input.jsonl"
+        return PredictionJob(output, inputs, SETTINGS | {"input": f"hash{number}"}, {"input": source})
+
+    for number in (1, 2, 3):
+        predict_all(fold(number), 0, 1, failing={number})
+    kept = [output.with_name(f"input.jsonl{end}").read_text() for end in ("", ".old", ".old2")]
+    assert [json.loads(text.splitlines()[0])["id"] for text in kept] == ["a", "b", "a"], "fold 3, 1 and 2"
+    errors = [
+        json.loads((output.parent / f"input.errors.jsonl{end}").open().readline()) for end in ("", ".old", ".old2")
+    ]
+    assert [error["line"] for error in errors] == [4, 1, 2]
+    assert f"input was {tmp_path}/fold2/input.jsonl (hash2) and is {tmp_path}/fold3/input.jsonl (hash3)" in caplog.text
+    moved = PredictionJob(output, inputs, SETTINGS | {"input": "hash3"}, {"input": tmp_path / "elsewhere.jsonl"})
+    assert moved.open_shard(0) is None, "an input that was moved is the same job"
+
+
+def test_an_unfinished_run_that_made_way_can_go_on(inputs: dict[int, Record | BadLine], output: Path) -> None:
+    first = PredictionJob(output, inputs, SETTINGS)
+    do(first, 0, [1, 2])
+    do(PredictionJob(output, inputs, SETTINGS | {"max_new_tokens": 64}), 0, [1])
+    shutil.rmtree(first.shards)
+    for path in list(output.parent.glob("input.*.old")):
+        path.replace(path.with_suffix(""))
+    with first.open_shard(0) as shard:
+        assert shard.done == {1, 2}
+
+
 def test_two_runs_at_once_are_refused(inputs: dict[int, Record | BadLine], output: Path) -> None:
     job = PredictionJob(output, inputs, SETTINGS)
     with job.open_shard(0):
