@@ -8,7 +8,10 @@ Writes OUTPUT_DIR/<input name> (with --early, <input name>_early) of {"id", "vid
 "end"). Where records failed, <input name>.errors.jsonl of {"id", "video", "line", "error", "detail"}, which --errors
 sums up.
 A run that was killed is continued by the same command, also with another number of processes or another batch size; a
-finished one is left alone. Failed records do not make the run fail: its exit status is 0 and its last line counts them.
+finished one is left alone. Failed records do not make the run fail: its exit status is 0 and its last line counts them
+and names the flag that predicts them again once the cause is mended: --retry_failed 1, the next time --retry_failed 2.
+The predictions that are there are carried over, and that command too is continued by itself.
+Predictions of another input of that name, another model or other settings are kept under the suffix .old, .old2, ...
 """
 
 import argparse
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from humanomni.loading import LoadOptions, add_load_arguments
-from humanomni.prediction_run import explained_exit, run_rank
+from humanomni.prediction_run import add_retry_argument, explained_exit, run_rank
 from humanomni.prediction_shards import (
     JobError,
     PredictionJob,
@@ -57,7 +60,13 @@ def predict(arguments: argparse.Namespace) -> None:
     if arguments.bert_path:
         logger.info("--bert_path %s is not needed: a native model folder holds its BERT", arguments.bert_path)
     loading = LoadOptions.of(arguments, arguments.model_path).resolved()
-    job = PredictionJob(output_path(arguments), read_inputs(arguments.input_jsonl), job_settings(arguments, loading))
+    job = PredictionJob(
+        output_path(arguments),
+        read_inputs(arguments.input_jsonl),
+        job_settings(arguments, loading),
+        {"input": arguments.input_jsonl, "model": loading.model, "adapter": loading.adapter},
+        arguments.retry_failed,
+    )
 
     def start(device: str) -> "Predictor":
         # Here, because a finished job and a rank without work should not wait for torch.
@@ -201,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_workers", type=_positive, help="processes that decode clips (one a core)")
     parser.add_argument("--clip_cache", type=Path, help="folder for decoded clips, shared with training")
     add_load_arguments(parser)
+    add_retry_argument(parser)
     parser.add_argument("--errors", action="store_true", help="list the records that failed, and do nothing else")
     parser.add_argument("--bert_path", help="accepted for the commands of the authors' release, and not used")
     return parser

@@ -31,7 +31,7 @@ from humanomni.configuration import HumanOmniConfig
 from humanomni.legacy_keys import AUDIO_PREFIX, BERT_PREFIX, VISION_PREFIX, native_key, tower_key
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
-from humanomni.weight_files import ConversionError, WeightFolder, read_json, save_shards
+from humanomni.weight_files import ConversionError, WeightFolder, read_json, require_free, save_shards
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +142,10 @@ def convert(
         prompt_style, frame_fit: what the native folder's processor remembers; see :class:`HumanOmniProcessor`.
 
     Raises:
-        ConversionError: for a missing file, an unknown key, a missing or a misshapen tensor.
+        ConversionError: for a missing file, an unknown key, a missing or a misshapen tensor, and for an output that is
+            an input or holds weights.
     """
+    require_free(output, (legacy, vision_tower, audio_tower, bert))
     checkpoint = WeightFolder(legacy)
     if not checkpoint:
         raise ConversionError(f"{legacy} holds no model*.safetensors and no pytorch_model*.bin")
@@ -212,9 +214,11 @@ def to_legacy(native: Path, output: Path, base: Path | None = None) -> int:
         the number of tensors written.
 
     Raises:
-        ConversionError: when neither folder has a ``legacy/``, or a tensor is missing.
+        ConversionError: when neither folder has a ``legacy/``, or a tensor is missing, and for an output that is an
+            input or holds weights.
     """
     parts = (base or native) / LEGACY_FOLDER
+    require_free(output, (native, base, parts))
     if not parts.is_dir():
         raise ConversionError(
             f"{parts} does not exist: name as --base the native folder that training started from, "

@@ -106,8 +106,10 @@ def load_model(options: LoadOptions, device: str = "cpu") -> "HumanOmniForCondit
     On quantised weights the adapter stays beside them: merging would round it away.
 
     Raises:
-        LoadError: as :meth:`LoadOptions.resolved`, and when weights or adapter do not fit the model.
+        LoadError: as :meth:`LoadOptions.resolved`, when weights or adapter do not fit the model, and for a device that
+            this machine or this torch does not have.
     """
+    _require_device(device)
     from safetensors import SafetensorError
 
     from humanomni.modeling import HumanOmniForConditionalGeneration
@@ -130,6 +132,19 @@ def load_model(options: LoadOptions, device: str = "cpu") -> "HumanOmniForCondit
     if options.adapter is not None:
         model = _with_adapter(model, options.adapter, merge=options.quantize is None)
     return model.eval()
+
+
+def _require_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # the former of a torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise LoadError(
+            f"--device {device} cannot be used: {reason}; leave --device out to take a GPU where torch sees one, and "
+            "else the CPU"
+        ) from error
 
 
 def _with_adapter(model: Any, adapter: Path, merge: bool) -> Any:

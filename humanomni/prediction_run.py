@@ -1,5 +1,6 @@
 """One rank's part in a prediction job: from the records that are left to lines in its shard, and the merge."""
 
+import argparse
 import logging
 import os
 import sys
@@ -44,6 +45,17 @@ def explained_exit(program: str, output_dir: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         logger.warning("interrupted; what is done is kept, and the same command goes on from here")
         sys.exit(INTERRUPTED)
+
+
+def add_retry_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--retry_failed``, the argument of :class:`humanomni.prediction_shards.PredictionJob`."""
+    parser.add_argument(
+        "--retry_failed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="predict failed records again, for the N-th time: the last line of a run names N",
+    )
 
 
 def run_rank(

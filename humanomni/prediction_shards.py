@@ -3,15 +3,23 @@
 A job is one input file under one model and one set of settings. For the output ``test.jsonl`` the folder holds
 
     test.jsonl, test.errors.jsonl   the result: predictions, and records that failed, each in input order
-    test.job.json                   what the result or the shards belong to, and whether the job is finished
+    test.job.json                   what the result or the shards belong to, how often failures were retried, and
+                                    whether the job is finished
     test.shards/rank*.jsonl         one line with a checksum a record done so far; gone once merged
+    test.shards/carried.jsonl       in a retry: the predictions that were there before it, in the same form
 
 Each rank appends to a shard of its own and takes every n-th record, so ranks never talk to one another; whoever
 finishes last merges. Every line is on the disk before its record counts as done.
+
+Records that failed are predicted again by a retry. Retries are numbered and the command names the number, because ranks
+that do not talk could not tell a retry that has come and gone without them from one that they are to begin: with the
+number, the rank that comes first begins it, the others join, and a late one or the same command again after a kill goes
+on with it or finds it finished. The result of before stays in its place until the merge.
 """
 
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -101,40 +109,65 @@ class PredictionJob:
         output: the JSONL to write.
         inputs: from :func:`read_inputs`.
         settings: all that decides the predictions; plain JSON values.
+        paths: where settings that are fingerprints come from, for messages: a file that was moved is the same job.
+        retry_failed: number of the retry that is asked for, the first is 1; 0 leaves failed records as they are.
     """
 
-    def __init__(self, output: Path, inputs: Mapping[int, Record | BadLine], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        output: Path,
+        inputs: Mapping[int, Record | BadLine],
+        settings: Mapping[str, Any],
+        paths: Mapping[str, Path | None] | None = None,
+        retry_failed: int = 0,
+    ) -> None:
         self.output, self.inputs, self.settings = output, inputs, dict(settings)
+        self.paths = {key: str(path.absolute()) for key, path in (paths or {}).items() if path is not None}
+        self.retry_failed = retry_failed
         self.errors = output.with_suffix(".errors.jsonl")  # the name that evaluation looks for
         self.shards = output.with_suffix(".shards")
         self._state_file = output.with_suffix(".job.json")
 
     @property
     def finished(self) -> bool:
-        """The result is there and belongs to these settings."""
-        state = self._state()
+        """The result is there and belongs to these settings; a retry of its failures may still be due."""
+        return self._is_finished(self._state())
+
+    def _is_finished(self, state: Mapping[str, Any]) -> bool:
         return bool(state.get("finished")) and state["settings"] == self.settings and self.output.is_file()
+
+    @property
+    def _retry_due(self) -> bool:
+        """Nobody has begun the retry that is asked for, and there may be something to retry."""
+        state = self._state()
+        nothing_failed = self._is_finished(state) and not state["finished"]["errors"]
+        return self.retry_failed > state.get("retries", 0) and not nothing_failed
 
     def open_shard(self, rank: int) -> "Shard | None":
         """The shard of a rank, which knows what any rank has done before; None when the job is finished.
 
-        Shards and results of other settings make way: the shards are dropped, the results get the suffix ``.old``.
+        Shards and results of other settings make way: all files of that job get the first free suffix of ``.old``,
+        ``.old2`` and so on, without which they are that job again.
 
         Raises:
-            JobError: another process works on this job under the same rank, or on this output with other settings.
+            JobError: another process works on this job under the same rank or without the retry, or on this output with
+                other settings; or the result, whose failures are to be retried, was changed.
             OSError: the folder cannot be written.
         """
-        if self.finished and not self.shards.exists():
+        if self.finished and not self._retry_due and not self.shards.exists():
             return None
         self.output.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
             if self.finished:
                 # Still there only if the merging rank was killed in its last act, for that rank had the lock.
                 shutil.rmtree(self.shards, ignore_errors=True)
-                return None
+                if not self._retry_due:
+                    return None
             if self._state().get("settings") != self.settings:
                 self._make_way()
             self.shards.mkdir(exist_ok=True)
+            if self._retry_due:
+                self._begin_retry()
             self._write_state(finished=None)
             lock = _try_lock(self.shards / f"rank{rank}.lock")
             if lock is None:
@@ -170,11 +203,13 @@ class PredictionJob:
 
     def summary(self) -> str:
         """Counts of a finished job, in words."""
-        finished = self._state()["finished"]
+        state = self._state()
+        finished = state["finished"]
         text = f"{finished['predictions']} predictions in {self.output}"
         if kinds := finished["errors"]:
             listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
             text += f"; {sum(kinds.values())} records failed ({listed}), listed in {self.errors}"
+            text += f"; --retry_failed {state.get('retries', 0) + 1} predicts them again"
         return text
 
     def _outcomes(self) -> dict[int, dict[str, Any]]:
@@ -184,29 +219,67 @@ class PredictionJob:
             outcomes.setdefault(outcome["line"], outcome)
         return outcomes
 
-    def _make_way(self) -> None:
+    def _begin_retry(self) -> None:
+        """Leaves in the shards the predictions alone. A kill on the way leaves the result, or the same to be done."""
+        self._require_idle("another run, which was not asked to retry,")
+        predictions = self._carried()
+        rows = ({"line": line, "prediction": prediction} for line, prediction in predictions.items())
+        _write_rows(self.shards / "carried.jsonl", map(_checked, rows))
+        for shard in self.shards.glob("rank*.jsonl"):
+            shard.unlink()
+
+    def _carried(self) -> dict[int, dict[str, Any]]:
+        """The predictions so far, by line number: of a finished job its result's, of an unfinished one its shards'."""
+        if not self.finished:
+            outcomes = self._outcomes().items()
+            return {line: outcome["prediction"] for line, outcome in outcomes if "prediction" in outcome}
+        failed = {row["line"] for row in _rows(self.errors)} if self.errors.is_file() else set()
+        good = {line: entry for line, entry in self.inputs.items() if line not in failed}
+        rows = _rows(self.output)
+        identities = [entry.id for entry in good.values() if isinstance(entry, Record)]
+        if len(identities) != len(good) or [row.get("id") for row in rows] != identities:
+            raise JobError(
+                f"{self.output} and {self.errors.name} do not hold each record of the input once and in its order: "
+                "they were changed since they were written, and no retry can build on them; choose another --output_dir"
+            )
+        return dict(zip(good, rows, strict=True))
+
+    def _require_idle(self, who: str) -> None:
         if locked := [lock for lock in self.shards.glob("rank*.lock") if not _is_free(lock)]:
             raise JobError(
-                f"another run with other settings is writing {self.output} (it holds {locked[0]}); let it finish, "
-                "or choose another --output_dir"
+                f"{who} is writing {self.output} (it holds {locked[0]}); let it finish, or choose another --output_dir"
             )
-        known = self._state().get("settings", {})
-        changed = [
-            f"{key} was {known.get(key)!r} and is {value!r}"
+
+    def _make_way(self) -> None:
+        self._require_idle("another run with other settings")
+        if not any(shard.stat().st_size for shard in self.shards.glob("*.jsonl")):
+            shutil.rmtree(self.shards, ignore_errors=True)  # of a start that was killed before any record was done
+        # The state last: a kill on the way leaves the rest to the next start.
+        files = (self.output, self.errors, self.shards, self._state_file)
+        there = [path for path in files if path.exists()]
+        if not there:
+            return
+        suffixes = itertools.chain([".old"], (f".old{number}" for number in itertools.count(2)))
+        suffix = next(suffix for suffix in suffixes if not any(Path(f"{path}{suffix}").exists() for path in files))
+        logger.warning(
+            "%s: starting afresh, nothing that is there belongs to this run (%s); it is kept as %s",
+            self.output,
+            self._differences(),
+            ", ".join(f"{path.name}{suffix}" for path in there),
+        )
+        for path in there:
+            path.rename(f"{path}{suffix}")
+
+    def _differences(self) -> str:
+        state = self._state()
+        if not state:
+            return f"there is no {self._state_file.name}"
+        known, paths = state["settings"], state.get("paths", {})
+        return "; ".join(
+            f"{key} was {_shown(known.get(key), paths.get(key))} and is {_shown(value, self.paths.get(key))}"
             for key, value in self.settings.items()
             if known.get(key) != value
-        ]
-        old = [path for path in (self.output, self.errors) if path.exists()]
-        if known or old:
-            logger.warning(
-                "%s: starting afresh, nothing that is there belongs to this run (%s)%s",
-                self.output,
-                "; ".join(changed) if known else f"there is no {self._state_file.name}",
-                f"; earlier results are kept as {', '.join(f'{path.name}.old' for path in old)}" if old else "",
-            )
-        for path in old:
-            path.replace(f"{path}.old")
-        shutil.rmtree(self.shards, ignore_errors=True)
+        )
 
     def _state(self) -> dict[str, Any]:
         try:
@@ -215,7 +288,9 @@ class PredictionJob:
             return {}
 
     def _write_state(self, finished: dict[str, Any] | None) -> None:
-        _write_rows(self._state_file, [{"settings": self.settings, "finished": finished}])
+        retries = max(self._state().get("retries", 0), self.retry_failed)
+        state = {"settings": self.settings, "paths": self.paths, "retries": retries, "finished": finished}
+        _write_rows(self._state_file, [state])
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -223,6 +298,10 @@ class PredictionJob:
         with self.output.with_name(f".{self.output.stem}.lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _shown(value: Any, path: str | None) -> str:
+    return f"{path} ({value})" if path else repr(value)
 
 
 def read_failures(output: Path) -> list[dict[str, Any]]:
@@ -237,7 +316,7 @@ def read_failures(output: Path) -> list[dict[str, Any]]:
         return [outcome["failure"] for outcome in outcomes if "failure" in outcome]
     errors = output.with_suffix(".errors.jsonl")
     if errors.is_file():
-        return [entry.value for entry in read_jsonl(errors) if isinstance(entry, Line)]
+        return _rows(errors)
     if output.is_file():
         return []
     raise JobError(f"{output} is not there, nor shards of it: nothing was predicted yet")
@@ -245,12 +324,16 @@ def read_failures(output: Path) -> list[dict[str, Any]]:
 
 def _read_shards(folder: Path) -> Iterator[dict[str, Any]]:
     """Outcomes whose checksum holds. A torn or damaged line is none: its record is done again."""
-    for shard in sorted(folder.glob("rank*.jsonl")):
+    for shard in sorted(folder.glob("*.jsonl")):
         for entry in read_jsonl(shard, "skip"):
             if isinstance(entry, Line) and entry.value.pop("crc32", None) == _checksum(entry.value):
                 yield entry.value
             else:
                 logger.warning("%s:%d is damaged; its record is done again", shard, entry.number)
+
+
+def _checked(outcome: dict[str, Any]) -> dict[str, Any]:
+    return outcome | {"crc32": _checksum(outcome)}
 
 
 def _checksum(outcome: Mapping[str, Any]) -> int:
@@ -291,7 +374,7 @@ class Shard:
         self._write({"line": line, "failure": failure})
 
     def _write(self, outcome: dict[str, Any]) -> None:
-        self._writer.write(outcome | {"crc32": _checksum(outcome)})
+        self._writer.write(_checked(outcome))
 
     def __enter__(self) -> Self:
         return self
@@ -318,6 +401,10 @@ def _is_free(path: Path) -> bool:
         return False
     lock.close()
     return True
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [entry.value for entry in read_jsonl(path) if isinstance(entry, Line)]
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

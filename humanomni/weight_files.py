@@ -3,7 +3,7 @@
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,18 @@ class WeightFolder(Mapping[str, Tensor]):
                     )
                 self._open_path = file
         return self._open_file
+
+
+def require_free(output: Path, inputs: Iterable[Path | None]) -> None:
+    """Refuses a folder to write that would overwrite an input, or mix its weights with others.
+
+    Raises:
+        ConversionError: it is one of the inputs, or holds weights or their index, which readers would look into first.
+    """
+    if output.resolve() in {path.resolve() for path in inputs if path is not None}:
+        raise ConversionError(f"{output} is an input itself, which would be overwritten: choose another output")
+    if there := sorted(file.name for patterns in _FORMS for pattern in patterns for file in output.glob(pattern)):
+        raise ConversionError(f"{output} holds {there[0]} already: choose another output, or remove the folder")
 
 
 def save_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:

@@ -7,7 +7,7 @@ The paths in the checkpoint's config.json are not looked at. SigLIP, Whisper and
 shapes when they are the published ones; --vision_tower and --audio_tower are needed when the checkpoint holds no tower
 weights, and --bert for the gate's tokenizer. The folder remembers how its model is asked: by default as the authors'
 inference program asks (--prompt_style, --frame_fit), with which published numbers were measured. Memory: the model and
-one shard (or one mapped .bin file).
+one shard (or one mapped .bin file). The output must be a folder without weights.
 """
 
 import argparse
@@ -22,10 +22,16 @@ from humanomni.weight_files import ConversionError
 
 logger = logging.getLogger("convert_checkpoint")
 
+_ONLY_WITH_LEGACY = ("vision_tower", "audio_tower", "bert", "prompt_style", "frame_fit", "verify")
+
 
 def main() -> None:
     """Command line entry point."""
-    args = _parser().parse_args()
+    parser = _parser()
+    args = parser.parse_args()
+    foreign = _ONLY_WITH_LEGACY if args.to_legacy else ("base",)
+    if given := [f"--{name}" for name in foreign if getattr(args, name) != parser.get_default(name)]:
+        parser.error(f"{', '.join(given)} means nothing with {'--to_legacy' if args.to_legacy else '--legacy'}")
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
         if args.to_legacy:

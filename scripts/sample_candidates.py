@@ -7,7 +7,8 @@
 Writes OUTPUT_DIR/<input name>.jsonl of {"id", "video", "gt", "candidates": [{"temperature", "pred", "think_text",
 "raw_response"}]}, failed records to <input name>.errors.jsonl, and to <input name>.summary.json how many candidates are
 right and how varied they are (distinct-n). A run that was killed is continued by the same command, also with another
-number of processes or another batch size: a candidate hangs on the seed, the record and its number alone.
+number of processes or another batch size: a candidate hangs on the seed, the record and its number alone. The last line
+counts failed records and names the flag that does them again: --retry_failed 1, the next time --retry_failed 2.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from fgce.config import ConfigError, load_settings
 from humanomni.loading import LoadOptions, add_load_arguments
-from humanomni.prediction_run import explained_exit, run_rank
+from humanomni.prediction_run import add_retry_argument, explained_exit, run_rank
 from humanomni.prediction_shards import PredictionJob, file_fingerprint, model_identity, read_inputs
 from humanomni.records import Record, resolve_video, write_whole
 from humanomni.rft.candidates import read_candidates, summary_path, summary_text
@@ -55,7 +56,8 @@ def sample(arguments: argparse.Namespace, settings: CandidateSettings) -> None:
         "data_root": data_root,
         **settings.model_dump(mode="json"),
     }
-    job = PredictionJob(output, read_inputs(source), identity)
+    paths = {"input": source, "model": loading.model, "adapter": loading.adapter}
+    job = PredictionJob(output, read_inputs(source), identity, paths, arguments.retry_failed)
 
     def start(device: str) -> "Predictor":
         from humanomni.inference import Predictor
@@ -93,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--num_workers", type=int, help="processes that decode clips (one a core)")
     add("--clip_cache", type=Path, help="folder for decoded clips, shared with training")
     add_load_arguments(parser)
+    add_retry_argument(parser)
     return parser
 
 

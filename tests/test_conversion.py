@@ -191,6 +191,40 @@ def test_the_command_says_what_it_needs(legacy: Path, tmp_path: Path) -> None:
     assert "Traceback" not in failed.stderr
 
 
+def test_no_checkpoint_is_overwritten_or_mixed_with_another(
+    legacy: Path, golden_checkpoint: Path, tmp_path: Path
+) -> None:
+    native = Path(shutil.copytree(golden_checkpoint, tmp_path / "native"))
+    stale = tmp_path / "stale"
+    stale.mkdir()
+    (stale / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    there = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to(legacy)
+    for write, source, output, message in (
+        (convert, legacy, legacy, "is an input itself"),
+        (convert, legacy, tmp_path / "link", "is an input itself"),
+        (convert, legacy, native, "holds model.safetensors already"),
+        (to_legacy, native, native, "is an input itself"),
+        (to_legacy, native, native / "legacy", "is an input itself"),
+        (to_legacy, native, stale, "holds model.safetensors.index.json already"),
+    ):
+        with pytest.raises(ConversionError, match=message):
+            write(source, output)
+    assert there == {path: path.read_bytes() for path in there}
+
+
+@pytest.mark.parametrize(
+    ("source", "flags"),
+    [("--to_legacy", ["--verify"]), ("--to_legacy", ["--bert", "bert"]), ("--legacy", ["--base", "base"])],
+)
+def test_flags_of_the_other_direction_are_refused(source: str, flags: list[str], tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "scripts/convert_checkpoint.py"
+    command = [sys.executable, script, source, tmp_path, "--output", tmp_path / "out", *flags]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2
+    assert f"{flags[0]} means nothing with {source}" in refused.stderr
+
+
 @pytest.mark.parametrize("size", ["0.5B", "7B"])
 def test_every_key_of_the_published_sizes(size: str, shared_dir: Path) -> None:
     manifest = json.loads((shared_dir / f"golden/manifest/HumanOmni-{size}.json").read_text())

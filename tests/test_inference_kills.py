@@ -26,13 +26,16 @@ long_tests = pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="takes ha
 class Job:
     """A command that differs in its output folder only."""
 
-    def __init__(self, script: Path, source: Path, model: Path, *flags: str, seconds: float = 0.0) -> None:
+    def __init__(
+        self, script: Path, source: Path, model: Path, *flags: str, seconds: float = 0.0, fails: int = 0
+    ) -> None:
         self.command = [sys.executable, script, "--input_jsonl", source, "--model_path", model, *flags]
         self.source = source
         self.environment = os.environ | {
             "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             "OMP_NUM_THREADS": "1",
             "FAKE_SECONDS": str(seconds),
+            "FAKE_FAILS": str(fails),
         }
 
     def start(self, output: Path, rank: int = 0, world_size: int = 1) -> subprocess.Popen[str]:
@@ -108,6 +111,26 @@ def test_a_rank_killed_at_any_moment_costs_nothing(world_size: int, job: Job, tm
     chance = random.Random(world_size)
     for trial in range(10):
         kill_and_rerun(job, straight, tmp_path / str(trial), world_size, RECORDS, chance)
+
+
+@pytest.mark.slow
+def test_a_retry_killed_at_any_moment_costs_nothing(job: Job, model: Path, tmp_path: Path) -> None:
+    """Slow: ten kills. Of every other record that failed at first the retry mends a half."""
+    broken = Job(FAKE, job.source, model, fails=2)
+    mended = Job(FAKE, job.source, model, "--retry_failed", "1", seconds=0.002, fails=4)
+    mended.run(tmp_path / "straight")
+    straight = mended.result(tmp_path / "straight")
+    assert straight.count(b"\n") == RECORDS * 3 // 4
+    chance = random.Random(0)
+    for trial in range(10):
+        output = tmp_path / str(trial)
+        broken.run(output)
+        assert broken.result(output).count(b"\n") == RECORDS // 2
+        kill_and_rerun(mended, straight, output, 2, RECORDS // 2, chance)
+        log = mended.start(output, rank=0).communicate(timeout=60)[1]
+        assert "nothing is left to do" in log
+        assert "15 records failed (15 MediaError)" in log
+        assert "--retry_failed 2 predicts them again" in log
 
 
 @long_tests

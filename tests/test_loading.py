@@ -125,6 +125,13 @@ def test_a_folder_that_is_no_model_is_named_with_the_mend(
             options.resolved()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
+def test_a_device_that_is_not_there_is_an_error(device: str, tiny_model_dir: Path) -> None:
+    with pytest.raises(LoadError, match=f"--device {device} cannot be used: .*; leave --device out"):
+        load_model(LoadOptions(tiny_model_dir), device)
+
+
 def copy_of(folder: Path, output: Path) -> dict[str, torch.Tensor]:
     """Copies a folder's small files and returns the tensors of its one file of weights."""
     output.mkdir()

@@ -125,6 +125,93 @@ def test_a_finished_job_is_left_alone(inputs: dict[int, Record | BadLine], outpu
         assert shard.done == frozenset()
 
 
+def predict_all(job: PredictionJob, rank: int, world_size: int, failing: set[int]) -> int | None:
+    """A rank's whole part; None when there is none for it."""
+    shard = job.open_shard(rank)
+    if shard is None:
+        return None
+    with shard:
+        for line in [line for line in list(job.inputs)[rank::world_size] if line not in shard.done]:
+            if line in failing:
+                shard.add_failure(line, job.inputs[line], "MediaError", "no such file")
+            else:
+                answer(shard, job.inputs, [line])
+        return job.merge()
+
+
+def test_failed_records_are_predicted_again_and_the_others_are_not(
+    inputs: dict[int, Record | BadLine], output: Path, tmp_path: Path
+) -> None:
+    first = PredictionJob(output, inputs, SETTINGS)
+    predict_all(first, 0, 1, failing={1, 6, 8})
+    assert "3 MediaError, 1 RecordError), listed in" in first.summary()
+    assert first.summary().endswith("; --retry_failed 1 predicts them again")
+    before = output.read_bytes()
+
+    retry = PredictionJob(output, inputs, SETTINGS, retry_failed=1)
+    with retry.open_shard(0) as shard:
+        assert shard.done == {2, 5, 7}
+        assert output.read_bytes() == before, "the result of before stays until there is a better one"
+    assert predict_all(retry, 0, 1, failing={6}) == 0
+    assert [failure["line"] for failure in read_failures(output)] == [4, 6]
+    assert retry.summary().endswith("; --retry_failed 2 predicts them again")
+    assert retry.open_shard(0) is None, "the same command again has nothing left to do"
+    assert PredictionJob(output, inputs, SETTINGS).open_shard(0) is None
+
+    assert predict_all(PredictionJob(output, inputs, SETTINGS, retry_failed=2), 0, 1, failing=set()) == 0
+    straight = tmp_path / "straight" / "input.jsonl"
+    predict_all(PredictionJob(straight, inputs, SETTINGS), 0, 1, failing=set())
+    assert output.read_bytes() == straight.read_bytes()
+    assert output.with_suffix(".errors.jsonl").read_bytes() == straight.with_suffix(".errors.jsonl").read_bytes()
+
+
+def test_ranks_retry_together_once_however_late_they_start(inputs: dict[int, Record | BadLine], output: Path) -> None:
+    predict_all(PredictionJob(output, inputs, SETTINGS), 0, 1, failing={1, 6})  # with line 4 all of rank 0's share
+    retry = PredictionJob(output, inputs, SETTINGS, retry_failed=1)
+    assert predict_all(retry, 0, 2, failing={6}) == 0
+    assert predict_all(retry, 1, 2, failing=set()) is None, "the late rank finds the retry done and begins no other"
+    assert [failure["line"] for failure in read_failures(output)] == [4, 6]
+
+    second = PredictionJob(output, inputs, SETTINGS, retry_failed=2)
+    assert predict_all(second, 1, 2, failing=set()) == 2, "the early rank begins it, and has no share itself"
+    assert do(second, 0, [4]) == 1, "rank 0 is killed after line 4, which has failed again"
+    with second.open_shard(0) as shard:
+        assert shard.done == {1, 2, 4, 5, 7, 8}, "the same command goes on, and does not start the retry anew"
+
+
+def test_a_run_that_is_not_finished_may_retry_what_has_failed_so_far(
+    inputs: dict[int, Record | BadLine], output: Path
+) -> None:
+    first = PredictionJob(output, inputs, SETTINGS)
+    do(first, 0, [1, 4])
+    retry = PredictionJob(output, inputs, SETTINGS, retry_failed=1)
+    with first.open_shard(1), pytest.raises(JobError, match="not asked to retry, is writing"):
+        retry.open_shard(0)
+    with retry.open_shard(0) as shard:
+        assert shard.done == {1}
+
+
+def test_a_retry_killed_while_it_begins_loses_nothing(
+    inputs: dict[int, Record | BadLine], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict_all(PredictionJob(output, inputs, SETTINGS), 0, 1, failing={6})
+    retry = PredictionJob(output, inputs, SETTINGS, retry_failed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(retry, "_write_state", lambda finished: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            retry.open_shard(0)
+    assert PredictionJob(output, inputs, SETTINGS).open_shard(0) is None
+    assert predict_all(retry, 0, 1, failing=set()) == 0
+    assert len(read_predictions(output)) == 6
+
+
+def test_a_result_that_was_changed_by_hand_is_not_built_on(inputs: dict[int, Record | BadLine], output: Path) -> None:
+    predict_all(PredictionJob(output, inputs, SETTINGS), 0, 1, failing={6})
+    output.write_text("".join(output.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(JobError, match="were changed since they were written"):
+        PredictionJob(output, inputs, SETTINGS, retry_failed=1).open_shard(0)
+
+
 def test_a_rank_that_comes_amid_the_clearing_up_waits(
     inputs: dict[int, Record | BadLine], output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +245,37 @@ def test_other_settings_start_afresh_and_say_so(
     assert output.with_name("input.jsonl.old").read_bytes() == first
     with PredictionJob(output, inputs, SETTINGS | {"max_new_tokens": 32}).open_shard(0) as shard:
         assert shard.done == frozenset()
+
+
+def test_every_fold_under_one_name_is_kept(
+    inputs: dict[int, Record | BadLine], output: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fold(number: int) -> PredictionJob:
+        source = tmp_path / f"fold{number}" / "input.jsonl"
+        return PredictionJob(output, inputs, SETTINGS | {"input": f"hash{number}"}, {"input": source})
+
+    for number in (1, 2, 3):
+        predict_all(fold(number), 0, 1, failing={number})
+    kept = [output.with_name(f"input.jsonl{end}").read_text() for end in ("", ".old", ".old2")]
+    assert [json.loads(text.splitlines()[0])["id"] for text in kept] == ["a", "b", "a"], "fold 3, 1 and 2"
+    errors = [
+        json.loads((output.parent / f"input.errors.jsonl{end}").open().readline()) for end in ("", ".old", ".old2")
+    ]
+    assert [error["line"] for error in errors] == [4, 1, 2]
+    assert f"input was {tmp_path}/fold2/input.jsonl (hash2) and is {tmp_path}/fold3/input.jsonl (hash3)" in caplog.text
+    moved = PredictionJob(output, inputs, SETTINGS | {"input": "hash3"}, {"input": tmp_path / "elsewhere.jsonl"})
+    assert moved.open_shard(0) is None, "an input that was moved is the same job"
+
+
+def test_an_unfinished_run_that_made_way_can_go_on(inputs: dict[int, Record | BadLine], output: Path) -> None:
+    first = PredictionJob(output, inputs, SETTINGS)
+    do(first, 0, [1, 2])
+    do(PredictionJob(output, inputs, SETTINGS | {"max_new_tokens": 64}), 0, [1])
+    shutil.rmtree(first.shards)
+    for path in list(output.parent.glob("input.*.old")):
+        path.replace(path.with_suffix(""))
+    with first.open_shard(0) as shard:
+        assert shard.done == {1, 2}
 
 
 def test_two_runs_at_once_are_refused(inputs: dict[int, Record | BadLine], output: Path) -> None:
