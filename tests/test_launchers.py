@@ -195,7 +195,7 @@ def test_a_job_that_does_not_train_is_stopped_and_queued_again_at_once(
 
 
 def test_a_training_that_ends_as_the_time_is_up_is_finished_and_nothing_starts_after_it(repo: Path, commands: Commands):
-    """So no time is lost: neither the training's, whose end is written down, nor the rest, which starts in a new job."""
+    """No time is lost: the training's end is written down, and what comes next starts in a new job."""
     variables = in_slurm(commands)
     stopped = "import time; print('at work', flush=True)\n"
     stopped += "while not os.path.exists(os.environ['HUMANOMNI_STOP_FILE']): time.sleep(0.02)"
@@ -250,6 +250,38 @@ def test_a_judge_that_does_not_come_ends_the_job_and_is_ended(repo: Path, tmp_pa
     assert "within 1 seconds" in done.stderr
     assert not commands.calls("torchrun")
     assert commands.calls("scancel")[-1].arguments == ["4711"]
+
+
+# What squeue says of a job that has ended, at once and after some minutes.
+ENDED = ["", "print('slurm_load_jobs error: Invalid job id specified', file=sys.stderr); sys.exit(1)"]
+
+
+@pytest.mark.parametrize("squeue", ENDED)
+def test_nobody_waits_for_a_judge_whose_job_has_ended(repo: Path, tmp_path: Path, commands: Commands, squeue: str):
+    log = repo / "logs/fgce-4711.log"
+    commands.add_recorded("sbatch", f"Path('{log}').write_text('CUDA is out of memory'); print('4711')")
+    commands.add_recorded("squeue", squeue)
+    variables = in_slurm(commands, FGCE_RUN=str(tmp_path / "fgce"), FGCE_START="1")
+    try:
+        done = launch(repo, GRPO, **variables)
+    finally:
+        log.unlink(missing_ok=True)
+    assert done.returncode != 0
+    assert "CUDA is out of memory" in done.stderr
+    assert not commands.calls("torchrun")
+
+
+def test_nobody_waits_for_a_judge_of_this_machine_that_has_ended(repo: Path, tmp_path: Path, commands: Commands):
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    for name in ("scripts", "configs", "pyproject.toml", "constraints.txt", GRPO):
+        (checkout / name).symlink_to(repo / name)
+    installed = 'grep deepspeed "$VENV/.installed"'
+    (checkout / "srun_fgce.sh").write_text(f"{installed} && echo CUDA is out of memory; exit 1\n")
+    done = launch(checkout, GRPO, **commands.variables(FGCE_RUN=str(tmp_path / "fgce"), FGCE_START="1"))
+    assert done.returncode != 0
+    assert "CUDA is out of memory" in done.stderr, "the environment is made before the judge starts"
+    assert not commands.calls("torchrun")
 
 
 @pytest.mark.parametrize("first", ["configs/no.yaml", "--seed"])
