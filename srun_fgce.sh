@@ -21,18 +21,33 @@
 #   FGCE_HOST    address to bind           (the node's first one)
 #   FGCE_WAIT    seconds that loading the judge may take (1800)
 #   FGCE_CHECK   seconds between checks of a running server (20)
-#   VENV         the virtual environment   (.venv)
+#   VENV         the virtual environment   (.venv). It is made where it is missing. vLLM pins other versions than the
+#                trainer's: where VENV has no vLLM, a judge that needs it gets an environment of its own, $VENV-vllm
 set -euo pipefail
+# shellcheck source=scripts/env.sh
+source scripts/env.sh
 
 FGCE_CONFIG=${FGCE_CONFIG:-configs/fgce/vllm.yaml}
 FGCE_RUN=${FGCE_RUN:-runs/fgce}
 FGCE_PORT=${FGCE_PORT:-8000}
 FGCE_WAIT=${FGCE_WAIT:-1800}
 FGCE_CHECK=${FGCE_CHECK:-20}
-PYTHON=${VENV:-.venv}/bin/python
 # Slurm runs a copy of this script from its spool folder; the job starts in the folder of sbatch.
 SCRIPT=${SLURM_SUBMIT_DIR:-$PWD}/srun_fgce.sh
 export FGCE_CONFIG FGCE_RUN FGCE_PORT FGCE_WAIT FGCE_CHECK
+
+# make_environment: that of the configuration's judge; the nodes share it.
+make_environment() {
+    if ! grep -Eqs '^ *backend: *vllm\b' "$FGCE_CONFIG"; then
+        ensure_environment ''
+    elif ! "$VENV/bin/python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("vllm"))' 2> /dev/null; then
+        VENV=$VENV-vllm
+        ensure_environment vllm
+    fi
+    export VENV
+}
+[ "${1:-}" = node ] || make_environment
+PYTHON=$VENV/bin/python
 
 # serve_node: a server on this node, started anew where it has died or its judge stays dead, as vLLM's engine does.
 # Its URL goes to $FGCE_RUN/nodes/ when the judge has scored the canaries.

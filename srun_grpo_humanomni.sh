@@ -34,6 +34,7 @@ source scripts/launch.sh
 source scripts/judge.sh
 
 if [ -n "${FGCE_START:-}" ] && [ -z "${FGCE_URL:-}" ]; then
+    ensure_environment "${EXTRAS:-deepspeed}" # first: the judge may share it
     start_judge
 fi
 find_judge

@@ -20,16 +20,18 @@ find_python() {
     return 1
 }
 
-# ensure_environment EXTRAS: installs the project with these extras at the versions of constraints.txt. Quick when
-# nothing has changed since the last time: a stamp holds the hash of what the install depends on.
+# ensure_environment EXTRAS: installs the project with these extras (may be empty) at the versions of constraints.txt, or
+# with vllm at those that vLLM pins, which are others. Quick when nothing has changed since the last time: a stamp holds
+# the hash of what the install depends on.
 ensure_environment() {
-    local extras=$1 wanted
+    local extras=$1 wanted versions=(--constraint "$REPO/constraints.txt")
+    [ "$extras" != vllm ] || versions=()
     wanted=$(cat "$REPO/pyproject.toml" "$REPO/constraints.txt" | sha256sum | cut -c1-16)
-    if ! grep -qxF "$extras $wanted" "$VENV/.installed" 2>/dev/null; then
-        echo "== installing into $VENV (extras: $extras); the first time takes a few minutes"
+    if ! grep -qF "$extras $wanted" "$VENV/.installed" 2>/dev/null; then
+        echo "== installing into $VENV (extras: ${extras:-none}); the first time takes a few minutes"
         [ -x "$VENV/bin/python" ] || "$(find_python)" -m venv "$VENV"
         "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-            --constraint "$REPO/constraints.txt" --editable "${REPO}[$extras]"
+            "${versions[@]}" --editable "$REPO${extras:+[$extras]}"
         grep -sF " $wanted" "$VENV/.installed" > "$VENV/.installed.new" || true
         echo "$extras $wanted" >> "$VENV/.installed.new"
         mv "$VENV/.installed.new" "$VENV/.installed"

@@ -5,19 +5,36 @@
 export FGCE_RUN=${FGCE_RUN:-runs/fgce}
 
 # start_judge: starts srun_fgce.sh and sees to its end; a judge that an earlier start of this job left behind goes first.
+# Sets JUDGE_JOB or JUDGE_PID, and JUDGE_LOG.
 start_judge() {
     FGCE_WAIT=${FGCE_WAIT:-1800}
     rm -f "$FGCE_RUN/endpoints"
     if [ -n "${SLURM_JOB_ID:-}" ]; then
-        local job
         # Its name lets a requeued job find the judge that Slurm did not let it end.
         scancel --quiet --name="fgce-$SLURM_JOB_ID" || true
-        job=$(sbatch --parsable --job-name="fgce-$SLURM_JOB_ID" --nodes="${FGCE_NODES:-1}" srun_fgce.sh)
-        trap 'scancel "'"${job%%;*}"'"' EXIT
+        JUDGE_JOB=$(sbatch --parsable --job-name="fgce-$SLURM_JOB_ID" --nodes="${FGCE_NODES:-1}" srun_fgce.sh)
+        JUDGE_JOB=${JUDGE_JOB%%;*}
+        JUDGE_LOG=logs/fgce-$JUDGE_JOB.log
+        trap 'scancel "$JUDGE_JOB"' EXIT
     else
         mkdir -p logs
-        FGCE_HOST=${FGCE_HOST:-127.0.0.1} bash srun_fgce.sh > logs/fgce.log 2>&1 &
-        trap 'kill '"$!"' 2> /dev/null || true' EXIT
+        JUDGE_LOG=logs/fgce.log
+        FGCE_HOST=${FGCE_HOST:-127.0.0.1} bash srun_fgce.sh > "$JUDGE_LOG" 2>&1 &
+        JUDGE_PID=$!
+        trap 'kill "$JUDGE_PID" 2> /dev/null || true' EXIT
+    fi
+}
+
+# judge_is_gone SECONDS: the judge that start_judge started has ended, as is seen so long after its start. Slurm's
+# controller is asked every ten seconds.
+judge_is_gone() {
+    if [ -n "${JUDGE_PID:-}" ]; then
+        ! kill -0 "$JUDGE_PID" 2> /dev/null
+    elif [ -n "${JUDGE_JOB:-}" ] && [ $(($1 % 10)) = 0 ]; then
+        # Where the controller does not answer, nothing is known of the job.
+        case $(squeue --noheader --jobs="$JUDGE_JOB" 2>&1 || true) in '' | *'Invalid job id'*) ;; *) return 1 ;; esac
+    else
+        return 1
     fi
 }
 
@@ -25,7 +42,14 @@ start_judge() {
 find_judge() {
     local started=$SECONDS wait=${FGCE_WAIT:-0}
     [ -z "${FGCE_URL:-}" ] || return 0
-    until [ -f "$FGCE_RUN/endpoints" ] || [ $((SECONDS - started)) -ge "$wait" ]; do sleep 1; done
+    until [ -f "$FGCE_RUN/endpoints" ] || [ $((SECONDS - started)) -ge "$wait" ]; do
+        if judge_is_gone $((SECONDS - started)); then
+            echo "The FG-CE judge has ended before it was ready; the end of $JUDGE_LOG:" >&2
+            tail -n 20 "$JUDGE_LOG" >&2
+            return 1
+        fi
+        sleep 1
+    done
     if [ -f "$FGCE_RUN/endpoints" ]; then
         FGCE_URL=$(paste -sd, "$FGCE_RUN/endpoints")
         FGCE_TOKEN=$(cat "$FGCE_RUN/token")

@@ -9,9 +9,10 @@
 #   bash scripts/quickstart.sh -- FLAGS      hands flags on to scripts/run_caemer.sh, as scripts/ablations.py does
 #
 # Interrupt it as you like: run again, it goes on where it was. A finished step is not done again.
-# shellcheck source=scripts/env.sh
-source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-cd "$REPO"
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/launch.sh
+source scripts/launch.sh
 # shellcheck source=scripts/steps.sh
 source scripts/steps.sh
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by pipelines: steps that are done once, under a lock, with a manifest.
+# Sourced by pipelines, after scripts/launch.sh: steps that are done once, under a lock, with a manifest.
 : "${run:=}" # the run's folder, which the caller sets
 
 # lock_run: makes the run's folder and holds it for this process and all that it starts. After a kill -9 of the script
@@ -9,7 +9,7 @@ lock_run() {
     exec 9> "$run/.lock"
     flock --nonblock 9 && return
     echo "== waiting: another run, or what a killed one had started, still works in $run"
-    flock 9
+    attend flock 9
 }
 
 # step NAME --inputs FILE... --outputs FILE... [--metrics FILE] -- COMMAND...: runs the command unless it is done.
@@ -28,6 +28,7 @@ step() {
     fi
     [ "$status" = 0 ] || return "$status"
     echo "== $name"
-    "$@"
+    # launch and distribute attend to what they start.
+    if [ "$(type -t "$1")" = function ]; then "$@"; else attend "$@"; fi
     python scripts/manifest.py finish "$run" "$name" --seconds $((SECONDS - started))
 }

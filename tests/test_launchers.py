@@ -159,6 +159,61 @@ def test_before_its_time_is_up_a_job_stops_with_a_checkpoint_and_is_queued_again
     assert not list((repo / "logs").glob("stop-*")), "a requeued job must not stop at once"
 
 
+def start_job(repo: Path, script: str, variables: dict[str, str]) -> subprocess.Popen[str]:
+    """A batch shell that runs these lines, of which some program says "at work" and waits for the signal."""
+    lines = f"set -euo pipefail; source scripts/launch.sh; source scripts/judge.sh; source scripts/steps.sh; {script}"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(["bash", "-c", lines], cwd=repo, env=variables, **pipes)
+
+
+AT_WORK = "import time; print('at work', flush=True); time.sleep(60)"
+# What a job may be at when it is no training: on all GPUs; a step of the pipeline; waiting for a judge.
+OTHER_WORK = {
+    "distribute inference_batch.py": "torchrun",
+    "step evaluate -- python scripts/evaluate.py": "python",
+    "echo at work; FGCE_WAIT=60 find_judge": "",
+}
+
+
+@pytest.mark.parametrize("script", OTHER_WORK)
+def test_a_job_that_does_not_train_is_stopped_and_queued_again_at_once(
+    repo: Path, tmp_path: Path, commands: Commands, script: str
+):
+    variables = in_slurm(commands, FGCE_RUN=str(tmp_path / "fgce"))
+    commands.add_recorded("torchrun", AT_WORK)
+    commands.add_recorded("python", f"if 'scripts/evaluate.py' in sys.argv[:2]: {AT_WORK}")
+    job = start_job(repo, f'PATH="$VENV/bin:$PATH"; {script}; echo "went on"', variables)
+    assert job.stdout is not None
+    assert job.stdout.readline() in ("== evaluate\n", "at work\n")
+    if script.startswith("step"):
+        assert job.stdout.readline() == "at work\n"
+    job.send_signal(signal.SIGUSR1)
+    said, errors = job.communicate(timeout=20)  # which waits for the program's end too: it has the same stdout
+    assert "queued again" in said, errors
+    assert "went on" not in said
+    assert [call.arguments for call in commands.calls("scontrol")][-1] == ["requeue", "77"]
+
+
+def test_a_training_that_ends_as_the_time_is_up_is_finished_and_nothing_starts_after_it(repo: Path, commands: Commands):
+    """No time is lost: the training's end is written down, and what comes next starts in a new job."""
+    variables = in_slurm(commands)
+    stopped = "import time; print('at work', flush=True)\n"
+    stopped += "while not os.path.exists(os.environ['HUMANOMNI_STOP_FILE']): time.sleep(0.02)"
+    commands.add_recorded("torchrun", stopped)
+    script = "launch train_sft.py configs/0.5B/sft.yaml; echo finished; distribute inference_batch.py"
+    job = start_job(repo, script, variables)
+    assert job.stdout is not None
+    while "at work" not in job.stdout.readline():
+        assert job.poll() is None
+    job.send_signal(signal.SIGUSR1)
+    said, errors = job.communicate(timeout=20)
+    assert said.splitlines()[0] == "finished", errors
+    assert "queued again" in said
+    assert len(commands.calls("torchrun")) == 1
+    assert [call.arguments for call in commands.calls("scontrol")][-1] == ["requeue", "77"]
+    assert not list((repo / "logs").glob("stop-*"))
+
+
 def test_a_job_that_ends_by_itself_is_not_queued_again(repo: Path, commands: Commands):
     commands.add_recorded("torchrun", "sys.exit(7)")
     done = launch(repo, SFT, **in_slurm(commands))
@@ -195,6 +250,38 @@ def test_a_judge_that_does_not_come_ends_the_job_and_is_ended(repo: Path, tmp_pa
     assert "within 1 seconds" in done.stderr
     assert not commands.calls("torchrun")
     assert commands.calls("scancel")[-1].arguments == ["4711"]
+
+
+# What squeue says of a job that has ended, at once and after some minutes.
+ENDED = ["", "print('slurm_load_jobs error: Invalid job id specified', file=sys.stderr); sys.exit(1)"]
+
+
+@pytest.mark.parametrize("squeue", ENDED)
+def test_nobody_waits_for_a_judge_whose_job_has_ended(repo: Path, tmp_path: Path, commands: Commands, squeue: str):
+    log = repo / "logs/fgce-4711.log"
+    commands.add_recorded("sbatch", f"Path('{log}').write_text('CUDA is out of memory'); print('4711')")
+    commands.add_recorded("squeue", squeue)
+    variables = in_slurm(commands, FGCE_RUN=str(tmp_path / "fgce"), FGCE_START="1")
+    try:
+        done = launch(repo, GRPO, **variables)
+    finally:
+        log.unlink(missing_ok=True)
+    assert done.returncode != 0
+    assert "CUDA is out of memory" in done.stderr
+    assert not commands.calls("torchrun")
+
+
+def test_nobody_waits_for_a_judge_of_this_machine_that_has_ended(repo: Path, tmp_path: Path, commands: Commands):
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    for name in ("scripts", "configs", "pyproject.toml", "constraints.txt", GRPO):
+        (checkout / name).symlink_to(repo / name)
+    installed = 'grep deepspeed "$VENV/.installed"'
+    (checkout / "srun_fgce.sh").write_text(f"{installed} && echo CUDA is out of memory; exit 1\n")
+    done = launch(checkout, GRPO, **commands.variables(FGCE_RUN=str(tmp_path / "fgce"), FGCE_START="1"))
+    assert done.returncode != 0
+    assert "CUDA is out of memory" in done.stderr, "the environment is made before the judge starts"
+    assert not commands.calls("torchrun")
 
 
 @pytest.mark.parametrize("first", ["configs/no.yaml", "--seed"])

@@ -18,6 +18,26 @@ from fgce.schema import ScoreItem
 ITEM = ScoreItem(id="a", explanation="She is angry.", predicted_emotion="anger")
 
 
+# The tests' own python, but that an installation is only written down, and whether there is vLLM is told.
+PYTHON = """#!/bin/sh
+case "$*" in
+    *"pip install"*) echo "$0 $*" >> "{folder}/installs"; exit ;;
+    *find_spec*) exit {no_vllm} ;;
+esac
+exec "{python}" "$@"
+"""
+
+
+def make_environment(folder: Path, name: str = "venv", vllm: bool = False) -> Path:
+    """A virtual environment in the folder, with or without vLLM; returns its path."""
+    commands = folder / name / "bin"
+    commands.mkdir(parents=True)
+    (commands / "activate").touch()
+    (commands / "python").write_text(PYTHON.format(folder=folder, no_vllm=int(not vllm), python=sys.executable))
+    (commands / "python").chmod(0o755)
+    return commands.parent
+
+
 def launch(repo: Path, folder: Path, **variables: str) -> subprocess.Popen[str]:
     environment = os.environ | {
         "FGCE_CONFIG": "configs/fgce/lexicon.yaml",
@@ -26,9 +46,10 @@ def launch(repo: Path, folder: Path, **variables: str) -> subprocess.Popen[str]:
         "FGCE_HOST": "127.0.0.1",
         "FGCE_WAIT": "60",
         "FGCE_CHECK": "0.3",
-        "VENV": str(Path(sys.executable).parents[1]),
         "SLURM_SUBMIT_DIR": str(repo),
     }
+    if "VENV" not in variables:
+        environment["VENV"] = str(make_environment(folder))
     return subprocess.Popen(
         ["bash", "srun_fgce.sh"],
         cwd=repo,
@@ -108,8 +129,35 @@ def test_a_server_that_cannot_start_ends_the_job_with_its_log(repo: Path, tmp_pa
     assert "prot=1" in output
 
 
+@pytest.mark.parametrize(
+    ("backend", "vllm", "installed"),
+    [("lexicon", False, ("venv", "")), ("vllm", False, ("venv-vllm", "[vllm]")), ("vllm", True, None)],
+)
+def test_a_judge_makes_the_environment_that_it_needs(
+    repo: Path, tmp_path: Path, backend: str, vllm: bool, installed: tuple[str, str] | None
+):
+    """vLLM's versions are not those of constraints.txt, so what is installed for it leaves the trainer's alone."""
+    config = tmp_path / "judge.yaml"
+    config.write_text(f"judge:\n  backend: {backend} # the judge\nno_such_key: 1\n")  # so that it ends at once
+    make_environment(tmp_path, "venv-vllm")
+    process = launch(repo, tmp_path, FGCE_CONFIG=str(config), VENV=str(make_environment(tmp_path, "venv", vllm)))
+    output, _ = process.communicate(timeout=60)
+    assert "no_such_key" in output
+    record = tmp_path / "installs"
+    if installed is None:
+        assert not record.exists()
+        return
+    environment, extras = installed
+    (line,) = record.read_text().splitlines()
+    assert line.startswith(f"{tmp_path / environment}/bin/python -m pip install ")
+    assert line.endswith(f" --editable {repo}{extras}")
+    assert ("--constraint" in line) == (backend == "lexicon")
+
+
 def test_shellcheck_has_no_objections(repo: Path):
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    checked = subprocess.run(["shellcheck", "srun_fgce.sh"], cwd=repo, capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        ["shellcheck", "--external-sources", "srun_fgce.sh"], cwd=repo, capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stdout
