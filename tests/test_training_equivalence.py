@@ -12,6 +12,7 @@ from training_process import FixedRollouts
 from training_runs import Runs, assert_same
 
 from humanomni.modeling import HumanOmniModel
+from humanomni.training.run import ConfigurationError
 
 
 def test_sft_learns_the_same_whatever_the_batch_and_with_gradient_checkpointing(runs: Runs) -> None:
@@ -54,6 +55,27 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(stage: str, moment: dict[st
     assert {name: tensor for name, tensor in resumed.items() if not torch.equal(tensor, straight[name])} == {}
     assert len(list((runs.folder / "cut").glob("checkpoint-*"))) == 2
     assert not (runs.folder / "cut/.saving").exists()
+
+
+@pytest.mark.parametrize(("stage", "key", "value"), [("sft", "seed", 4), ("grpo", "beta", 0.0)])
+def test_a_run_of_another_configuration_does_not_go_on_from_a_checkpoint(
+    stage: str, key: str, value: float, runs: Runs
+) -> None:
+    """A longer run does, and so does one whose batches are cut otherwise."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-3}
+    rows = {"sft": 4, "grpo": 8}[stage]
+    runs.here(stage, "run", **settings, max_steps=1, per_device_train_batch_size=rows)
+    record = [(runs.folder / "run" / name).read_text() for name in ("config.yaml", "manifest.json")]
+    with pytest.raises(ConfigurationError, match="learning_rate was 0.001 and is 0.002.*--output_dir") as caught:
+        runs.here(stage, "run", **settings | {"learning_rate": 2e-3, "max_steps": 2, key: value})
+    assert f"{key} was " in str(caught.value)
+    assert "max_steps" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="records_per_step was "):
+        runs.here(stage, "run", **settings, max_steps=2, per_device_train_batch_size=2 * rows)
+    assert record == [(runs.folder / "run" / name).read_text() for name in ("config.yaml", "manifest.json")]
+    smaller = {"per_device_train_batch_size": rows // 2, "gradient_accumulation_steps": 2}
+    runs.here(stage, "run", **settings, max_steps=2, **smaller)
+    assert json.loads((runs.folder / "run/trainer_state.json").read_text())["global_step"] == 2
 
 
 def test_a_loss_that_is_no_number_names_the_batch(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ from humanomni.training.run import (
     output_folder,
     require_known,
     require_path,
+    require_same_run,
     save_manifest,
     set_up_logging,
 )
@@ -101,13 +102,17 @@ def run_grpo(args: GRPOArguments) -> None:
     """Runs, or goes on with, the phase that ``args`` describe.
 
     Raises:
-        ConfigurationError: for a path that is missing or data that cannot be used.
+        ConfigurationError: for a path that is missing, data that cannot be used, or a folder that holds the checkpoints
+            of a run of another configuration.
         JudgeUnavailableError: when the judge failed too often; a checkpoint is written.
     """
     set_up_logging(args)
     model_path = require_path("model_path", args.model_path)
     sources = parse_sources("train_data", args.train_data)
     data_root = require_path("data_root", args.data_root) if args.data_root else None
+    checkpoint = last_checkpoint(output_folder(args))
+    if checkpoint is not None:
+        require_same_run(args)
     processor = HumanOmniProcessor.from_pretrained(model_path)
     # A sampled placeholder would ask the next forward for media that is not there.
     suppressed = {"suppress_tokens": processor.placeholder_ids}
@@ -125,7 +130,6 @@ def run_grpo(args: GRPOArguments) -> None:
         return
 
     identity = ask_identity(client) if judged else None
-    checkpoint = last_checkpoint(output_folder(args))
     if checkpoint is not None:
         require_same_judge(checkpoint, identity, args.allow_another_judge)
     if args.process_index == 0:

@@ -31,6 +31,7 @@ from humanomni.training.run import (
     require_finite,
     require_known,
     require_path,
+    require_same_run,
     save_manifest,
     set_up_logging,
 )
@@ -185,12 +186,16 @@ def run_sft(args: SFTArguments) -> None:
     """Runs, or goes on with, the stage that ``args`` describe.
 
     Raises:
-        ConfigurationError: for a path that is missing or data that cannot be used.
+        ConfigurationError: for a path that is missing, data that cannot be used, or a folder that holds the checkpoints
+            of a run of another configuration.
     """
     set_up_logging(args)
     model_path = require_path("model_path", args.model_path)
     sources = parse_sources("train_data", args.train_data)
     data_root = require_path("data_root", args.data_root) if args.data_root else None
+    checkpoint = last_checkpoint(output_folder(args))
+    if checkpoint is not None:
+        require_same_run(args)
 
     processor = HumanOmniProcessor.from_pretrained(model_path)
     model = load_model(model_path, args)
@@ -217,7 +222,6 @@ def run_sft(args: SFTArguments) -> None:
         processing_class=processor,
         callbacks=[stop],
     )
-    checkpoint = last_checkpoint(output_folder(args))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.stopped:
         sys.exit(STOPPED)
