@@ -169,6 +169,18 @@ def test_a_misspelt_name_of_trls_is_told_before_anything_loads(flag: str, value:
         parse(REPO / "configs/toy/grpo1.yaml", tmp_path, f"--{flag}", value)
 
 
+def test_a_reference_that_is_renewed_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="sync_ref_model: the reference is the model that the run starts from"):
+        parse(REPO / "configs/toy/grpo1.yaml", tmp_path, "--sync_ref_model", "true")
+
+
+def test_a_dry_run_of_eight_processes_takes_the_batches_that_eight_take(tmp_path: Path):
+    flags = ["--num_generations", "8", "--per_device_train_batch_size", "2", "--records_per_step", "2"]
+    flags += ["--dry_run", "--processes", "8"]
+    arguments = parse(REPO / "configs/toy/grpo1.yaml", tmp_path, *flags)
+    assert (arguments.gradient_accumulation_steps, arguments.generation_batch_size) == (1, 16)
+
+
 def test_a_weight_for_each_reward(tmp_path: Path):
     with pytest.raises(ConfigurationError, match="reward_weights: 1 numbers for 2 rewards"):
         parse(REPO / "configs/toy/grpo1.yaml", tmp_path, "--reward_weights", "1.0")

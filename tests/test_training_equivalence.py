@@ -57,6 +57,26 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(stage: str, moment: dict[st
     assert not (runs.folder / "cut/.saving").exists()
 
 
+@pytest.mark.parametrize(
+    ("stage", "settings", "steps"),
+    [
+        # 8 records are 3 batches of 3, and those 2 steps, twice; 4 prompts are 2 generations, each used 3 times, twice.
+        ("sft", {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}, 4),
+        ("sft", {"per_device_train_batch_size": 3, "num_train_epochs": 0.5}, 2),
+        ("grpo", {"per_device_train_batch_size": 4, "records_per_step": 2, "num_iterations": 3}, 12),
+    ],
+)
+def test_a_dry_run_says_the_steps_that_the_run_takes(
+    stage: str, settings: dict[str, Any], steps: int, runs: Runs, capsys: pytest.CaptureFixture
+) -> None:
+    folder = runs.folder / "run"
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
+        runs.here(stage, "run", **settings, dry_run=True)
+    assert f"optimizer steps    {steps}\n" in capsys.readouterr().err
+    runs.here(stage, "run", **settings)
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == steps
+
+
 @pytest.mark.parametrize(("stage", "key", "value"), [("sft", "seed", 4), ("grpo", "beta", 0.0)])
 def test_a_run_of_another_configuration_does_not_go_on_from_a_checkpoint(
     stage: str, key: str, value: float, runs: Runs

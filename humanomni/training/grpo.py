@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import datasets
 from trl import GRPOConfig
@@ -72,6 +73,11 @@ class GRPOArguments(StageArguments, GRPOConfig):  # type: ignore[misc] # TRL dec
         require_known("rewards", [name.lower() for name in self.rewards], REWARDS)
         for key, known in _NAMES.items():
             require_known(key, [getattr(self, key)], known)
+        if self.sync_ref_model:
+            raise ConfigurationError(
+                "sync_ref_model: the reference is the model that the run starts from, whose frozen parts are the "
+                "policy's own, and is not renewed; leave it out"
+            )
         if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
             raise ConfigurationError(
                 f"reward_weights: {len(self.reward_weights)} numbers for {len(self.rewards)} rewards; give one each"
@@ -81,6 +87,15 @@ class GRPOArguments(StageArguments, GRPOConfig):  # type: ignore[misc] # TRL dec
     def rows_a_record(self) -> int:
         """Completions of a prompt."""
         return self.num_generations or 1
+
+    @property
+    def prompts_a_generation(self) -> int:
+        """Prompts whose completions are sampled together, on all GPUs."""
+        return cast(int, self.generation_batch_size) // self.rows_a_record
+
+    def batches_an_epoch(self, records: int) -> int:
+        """Batches that a process takes in an epoch: of whole generations alone, each of which is gone through again."""
+        return records // self.prompts_a_generation * self.num_iterations * cast(int, self.steps_per_generation)
 
 
 def load_prompts(records: Sequence[Record], modality: str) -> datasets.Dataset:
@@ -119,6 +134,11 @@ def run_grpo(args: GRPOArguments) -> None:
     args.generation_kwargs = suppressed | (args.generation_kwargs or {})  # type: ignore[operator] # TRL made it a dict
     model = load_model(model_path, args)
     prompts = load_prompts(read_mixture(sources, data_root, args.seed), args.modality)
+    if len(prompts) < args.prompts_a_generation:
+        raise ConfigurationError(
+            f"train_data: {len(prompts)} prompts are fewer than the {args.prompts_a_generation} whose completions are "
+            "sampled together, so that no step could be taken; lower records_per_step, or give more records"
+        )
     client = FgceClient(args.fgce_url, deadline=args.fgce_deadline)
     rewards = make_rewards(args.rewards, client)
     judged = any(isinstance(reward, CoherenceReward) for reward in rewards)

@@ -7,6 +7,7 @@ import difflib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -88,6 +89,18 @@ class StageArguments:
         """Records, or prompts, that an optimizer step learns from, on all GPUs."""
         rows = self.per_device_train_batch_size * self.gradient_accumulation_steps * (self.processes or 1)  # type: ignore[attr-defined]
         return rows // self.rows_a_record
+
+    @property
+    def world_size(self) -> int:
+        """Processes; in a dry run those that it speaks of, by which TRL judges the batch."""
+        if self.dry_run and self.processes:
+            return self.processes
+        return super().world_size  # type: ignore[misc] # transformers', which comes after this class
+
+    def batches_an_epoch(self, records: int) -> int:
+        """Batches that a process takes in an epoch of so many records."""
+        rows = self.per_device_train_batch_size * (self.processes or 1)  # type: ignore[attr-defined]
+        return records // rows if self.dataloader_drop_last else math.ceil(records / rows)  # type: ignore[attr-defined]
 
     @property
     def sharding_stage(self) -> int:
