@@ -26,12 +26,21 @@ def test_sft_learns_the_same_whatever_the_batch_and_with_gradient_checkpointing(
 def test_two_processes_learn_what_one_learns_of_mixed_modalities_and_a_broken_clip(runs: Runs) -> None:
     """A process whose batch has no video, or nothing to learn from, must still take part in every reduction."""
     settings = {"optim": "sgd", "learning_rate": 0.1, "gradient_checkpointing": True}
+    settings |= {"validation_data": runs.data / "sft.jsonl", "eval_strategy": "epoch"}
     one = runs.here("sft", "one", **settings)
-    done = runs.elsewhere("sft", "two", {}, processes=2, per_device_train_batch_size=1, records_per_step=4, **settings)
+    # One record a step, and three records an evaluation: the last batches of the two are filled up to be as many.
+    batches = {"per_device_train_batch_size": 1, "records_per_step": 4, "per_device_eval_batch_size": 3}
+    done = runs.elsewhere("sft", "two", {}, processes=2, **batches, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(runs.weights("two"), one, runs.model, 1e-3)
+    assert validation_losses(runs.folder / "two") == pytest.approx(validation_losses(runs.folder / "one"), rel=1e-4)
     skipped = [line for rank in (0, 1) for line in read_lines(runs.folder / f"two/skipped.rank{rank}.jsonl")]
     assert [json.loads(line)["id"] for line in skipped] == ["broken"]
+
+
+def validation_losses(run: Path) -> list[float]:
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
 
 
 def read_lines(path: Path) -> list[str]:

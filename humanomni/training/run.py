@@ -281,7 +281,8 @@ def save_manifest(arguments: TrainingArguments, **more: Any) -> None:
 
 def _plain(arguments: TrainingArguments) -> dict[str, Any]:
     """The configuration as it was given, in YAML's types."""
-    return json.loads(json.dumps(cast(StageArguments, arguments).given, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(cast(StageArguments, arguments).given, default=str))
+    return plain
 
 
 def git_commit() -> str | None:
