@@ -35,7 +35,7 @@ def test_two_processes_learn_what_one_learns_of_mixed_modalities_and_a_broken_cl
     assert_same(runs.weights("two"), one, runs.model, 1e-3)
     assert validation_losses(runs.folder / "two") == pytest.approx(validation_losses(runs.folder / "one"), rel=1e-4)
     skipped = [line for rank in (0, 1) for line in read_lines(runs.folder / f"two/skipped.rank{rank}.jsonl")]
-    assert [json.loads(line)["id"] for line in skipped] == ["broken"]
+    assert {json.loads(line)["id"] for line in skipped} == {"broken"}  # training and evaluation may spread it otherwise
 
 
 def validation_losses(run: Path) -> list[float]:
