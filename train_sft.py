@@ -4,7 +4,8 @@
     torchrun --nproc_per_node 8 train_sft.py --config configs/0.5B/sft.yaml  eight GPUs
     python train_sft.py --config configs/0.5B/sft.yaml --dry_run             what would happen
 
-Every key of the YAML file is also a flag, and flags win. An interrupted run goes on from its last checkpoint.
+Every key of the YAML file is also a flag, and flags win. An interrupted run goes on from its last checkpoint;
+with other settings that shape what is learnt, it is refused.
 """
 
 from humanomni.training.run import parse_arguments

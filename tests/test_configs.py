@@ -13,7 +13,7 @@ from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.training.dry_run import copied_parameters, count_parameters, estimate_memory, wide_parameters
 from humanomni.training.grpo import GRPOArguments, run_grpo
 from humanomni.training.model import prepare
-from humanomni.training.run import ConfigurationError, parse_arguments, read_config
+from humanomni.training.run import ConfigurationError, parse_arguments, read_config, save_manifest
 from humanomni.training.sft import SFTArguments, run_sft
 
 REPO = Path(__file__).parents[1]
@@ -169,9 +169,49 @@ def test_a_misspelt_name_of_trls_is_told_before_anything_loads(flag: str, value:
         parse(REPO / "configs/toy/grpo1.yaml", tmp_path, f"--{flag}", value)
 
 
+def test_a_reference_that_is_renewed_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="sync_ref_model: the reference is the model that the run starts from"):
+        parse(REPO / "configs/toy/grpo1.yaml", tmp_path, "--sync_ref_model", "true")
+
+
+def test_a_dry_run_of_eight_processes_takes_the_batches_that_eight_take(tmp_path: Path):
+    flags = ["--num_generations", "8", "--per_device_train_batch_size", "2", "--records_per_step", "2"]
+    flags += ["--dry_run", "--processes", "8"]
+    arguments = parse(REPO / "configs/toy/grpo1.yaml", tmp_path, *flags)
+    assert (arguments.gradient_accumulation_steps, arguments.generation_batch_size) == (1, 16)
+
+
 def test_a_weight_for_each_reward(tmp_path: Path):
     with pytest.raises(ConfigurationError, match="reward_weights: 1 numbers for 2 rewards"):
         parse(REPO / "configs/toy/grpo1.yaml", tmp_path, "--reward_weights", "1.0")
+
+
+@pytest.mark.parametrize("file", ["toy/sft", "0.5B/sft", "toy/grpo1", "0.5B/grpo1"])
+def test_the_configuration_that_a_run_saves_starts_the_same_run_on_more_processes(file: str, tmp_path: Path):
+    flags = ["--deepspeed", "", "--fsdp", "full_shard", "--fsdp_config", str(REPO / "configs/fsdp2.json")]
+    path = REPO / f"configs/{file}.yaml"
+    before = parse(path, tmp_path, *(flags if path.parent.name != "toy" else []))
+    save_manifest(before)
+    again = parse_arguments(type(before), ["--config", str(tmp_path / "config.yaml")])
+    assert again.to_dict() == before.to_dict()
+    if before.records_per_step:
+        flags = ["--dry_run", "--processes", "2"]
+        more = parse_arguments(type(before), ["--config", str(tmp_path / "config.yaml"), *flags])
+        assert more.records_an_optimizer_step == before.records_per_step
+        assert more.gradient_accumulation_steps == before.gradient_accumulation_steps / 2
+
+
+@pytest.mark.parametrize("flags", [["--config={}"], ["--config", "{}"], ["--seed", "7", "--config={}"]])
+def test_a_file_is_given_with_a_space_or_an_equals_sign(flags: list[str]):
+    path = str(REPO / "configs/toy/sft.yaml")
+    arguments = parse_arguments(SFTArguments, [flag.format(path) for flag in flags])
+    assert arguments.output_dir == "runs/quickstart/sft"
+    assert arguments.seed == (7 if "--seed" in flags else 0)
+
+
+def test_a_flag_that_wants_a_file_and_gets_none_says_so():
+    with pytest.raises(ConfigurationError, match="--config: expected one argument: a YAML file"):
+        parse_arguments(SFTArguments, ["--seed", "7", "--config"])
 
 
 def test_a_file_extends_another_and_a_circle_is_told(tmp_path: Path):

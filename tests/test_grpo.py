@@ -294,6 +294,37 @@ def test_a_clip_that_cannot_be_read_moves_nothing(tmp_path: Path, tiny_model_dir
     assert sorted(value > 0 for value in by_clip) == [False, True]
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_fewer_prompts_than_a_generation_takes_are_refused(
+    dry_run: bool, tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path
+) -> None:
+    """TRL leaves incomplete generations out, and the model would be saved as it was."""
+    lines = (toy_world_dir / "grpo_train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "grpo_train.jsonl").write_text("".join(lines[:3]))
+    rows = {"per_device_train_batch_size": 4 if dry_run else 16, "records_per_step": 4, "data_root": str(toy_world_dir)}
+    more = {"dry_run": True, "processes": 4} if dry_run else {}
+    args = arguments(tmp_path / "run", tiny_model_dir, tmp_path, **rows, **more)
+    with pytest.raises(ConfigurationError, match="3 prompts are fewer than the 4 .* lower records_per_step"):
+        run_grpo(args)
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_come_in_the_files_order_where_they_are_not_shuffled(
+    tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path
+) -> None:
+    seen = []
+
+    class Order(HumanOmniGRPOTrainer):
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            seen.extend(dict.fromkeys(row["id"] for row in inputs))
+            return super()._generate_and_score_completions(inputs)
+
+    args = arguments(tmp_path, tiny_model_dir, toy_world_dir, shuffle_dataset=False)
+    trainer = make_trainer(Order, args)
+    trainer.train()
+    assert seen == trainer.train_dataset["id"][:4]
+
+
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(
     tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import Subset
 from transformers import AutoModelForCausalLM
 
+from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.training.clips import ClipLoader
 from humanomni.training.data_mixing import parse_sources, read_mixture
 from humanomni.training.run import ConfigurationError
-from humanomni.training.sft import SFTArguments, SFTCollator, SFTDataset
+from humanomni.training.sft import SFTArguments, SFTCollator, SFTDataset, SFTTrainer
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,28 @@ def test_records_without_a_target_are_refused(
     path.write_text(json.dumps(record))
     with pytest.raises(ConfigurationError, match=record["id"]):
         dataset(path, processor, tmp_path)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_record_that_cannot_be_used_is_no_part_of_the_validation_loss(
+    batch: int, toy_world_dir: Path, tiny_model_dir: Path, processor: HumanOmniProcessor, tmp_path: Path
+) -> None:
+    """Alone in its batch it would count as a loss of 0."""
+    records = dataset(with_broken_clip(toy_world_dir, tmp_path), processor, tmp_path)
+    args = SFTArguments(
+        output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none", per_device_eval_batch_size=batch
+    )
+    trainer = SFTTrainer(
+        model=HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir),
+        args=args,
+        data_collator=SFTCollator(processor),
+        processing_class=processor,
+    )
+    with_it = trainer.evaluate(records)["eval_loss"]
+    without_it = trainer.evaluate(Subset(records, [0, 2, 3]))["eval_loss"]
+    assert with_it == pytest.approx(without_it, rel=1e-5)
+    assert with_it > 1
+    assert "eval_loss" not in trainer.evaluate(Subset(records, [1]))
 
 
 @pytest.mark.slow

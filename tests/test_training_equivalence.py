@@ -12,6 +12,7 @@ from training_process import FixedRollouts
 from training_runs import Runs, assert_same
 
 from humanomni.modeling import HumanOmniModel
+from humanomni.training.run import ConfigurationError
 
 
 def test_sft_learns_the_same_whatever_the_batch_and_with_gradient_checkpointing(runs: Runs) -> None:
@@ -25,12 +26,21 @@ def test_sft_learns_the_same_whatever_the_batch_and_with_gradient_checkpointing(
 def test_two_processes_learn_what_one_learns_of_mixed_modalities_and_a_broken_clip(runs: Runs) -> None:
     """A process whose batch has no video, or nothing to learn from, must still take part in every reduction."""
     settings = {"optim": "sgd", "learning_rate": 0.1, "gradient_checkpointing": True}
+    settings |= {"validation_data": runs.data / "sft.jsonl", "eval_strategy": "epoch"}
     one = runs.here("sft", "one", **settings)
-    done = runs.elsewhere("sft", "two", {}, processes=2, per_device_train_batch_size=1, records_per_step=4, **settings)
+    # One record a step, and three records an evaluation: the last batches of the two are filled up to be as many.
+    batches = {"per_device_train_batch_size": 1, "records_per_step": 4, "per_device_eval_batch_size": 3}
+    done = runs.elsewhere("sft", "two", {}, processes=2, **batches, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(runs.weights("two"), one, runs.model, 1e-3)
+    assert validation_losses(runs.folder / "two") == pytest.approx(validation_losses(runs.folder / "one"), rel=1e-4)
     skipped = [line for rank in (0, 1) for line in read_lines(runs.folder / f"two/skipped.rank{rank}.jsonl")]
-    assert [json.loads(line)["id"] for line in skipped] == ["broken"]
+    assert {json.loads(line)["id"] for line in skipped} == {"broken"}  # training and evaluation may spread it otherwise
+
+
+def validation_losses(run: Path) -> list[float]:
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
 
 
 def read_lines(path: Path) -> list[str]:
@@ -54,6 +64,47 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(stage: str, moment: dict[st
     assert {name: tensor for name, tensor in resumed.items() if not torch.equal(tensor, straight[name])} == {}
     assert len(list((runs.folder / "cut").glob("checkpoint-*"))) == 2
     assert not (runs.folder / "cut/.saving").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "steps"),
+    [
+        # 8 records are 3 batches of 3, and those 2 steps, twice; 4 prompts are 2 generations, each used 3 times, twice.
+        ("sft", {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}, 4),
+        ("sft", {"per_device_train_batch_size": 3, "num_train_epochs": 0.5}, 2),
+        ("grpo", {"per_device_train_batch_size": 4, "records_per_step": 2, "num_iterations": 3}, 12),
+    ],
+)
+def test_a_dry_run_says_the_steps_that_the_run_takes(
+    stage: str, settings: dict[str, Any], steps: int, runs: Runs, capsys: pytest.CaptureFixture
+) -> None:
+    folder = runs.folder / "run"
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
+        runs.here(stage, "run", **settings, dry_run=True)
+    assert f"optimizer steps    {steps}\n" in capsys.readouterr().err
+    runs.here(stage, "run", **settings)
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == steps
+
+
+@pytest.mark.parametrize(("stage", "key", "value"), [("sft", "seed", 4), ("grpo", "beta", 0.0)])
+def test_a_run_of_another_configuration_does_not_go_on_from_a_checkpoint(
+    stage: str, key: str, value: float, runs: Runs
+) -> None:
+    """A longer run does, and so does one whose batches are cut otherwise."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-3}
+    rows = {"sft": 4, "grpo": 8}[stage]
+    runs.here(stage, "run", **settings, max_steps=1, per_device_train_batch_size=rows)
+    record = [(runs.folder / "run" / name).read_text() for name in ("config.yaml", "manifest.json")]
+    with pytest.raises(ConfigurationError, match="learning_rate was 0.001 and is 0.002.*--output_dir") as caught:
+        runs.here(stage, "run", **settings | {"learning_rate": 2e-3, "max_steps": 2, key: value})
+    assert f"{key} was " in str(caught.value)
+    assert "max_steps" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="records_per_step was "):
+        runs.here(stage, "run", **settings, max_steps=2, per_device_train_batch_size=2 * rows)
+    assert record == [(runs.folder / "run" / name).read_text() for name in ("config.yaml", "manifest.json")]
+    smaller = {"per_device_train_batch_size": rows // 2, "gradient_accumulation_steps": 2}
+    runs.here(stage, "run", **settings, max_steps=2, **smaller)
+    assert json.loads((runs.folder / "run/trainer_state.json").read_text())["global_step"] == 2
 
 
 def test_a_loss_that_is_no_number_names_the_batch(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """What a run would do, said without a GPU: records, steps, parameters, memory, the judge's health."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,8 +113,9 @@ def describe_run(arguments: Any, model: nn.Module, samples: int, reference: bool
         for part, (ours, theirs) in counts.items()
     ]
     a_step = arguments.records_an_optimizer_step
-    steps_an_epoch = max(1, samples // a_step)
-    steps = arguments.max_steps if arguments.max_steps > 0 else round(steps_an_epoch * arguments.num_train_epochs)
+    # As transformers counts: the last step of an epoch takes the batches that are left.
+    steps_an_epoch = max(1, math.ceil(arguments.batches_an_epoch(samples) / arguments.gradient_accumulation_steps))
+    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(steps_an_epoch * arguments.num_train_epochs)
     memory = estimate_memory(
         trained,
         frozen,

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import datasets
 from trl import GRPOConfig
@@ -34,6 +35,7 @@ from humanomni.training.run import (
     output_folder,
     require_known,
     require_path,
+    require_same_run,
     save_manifest,
     set_up_logging,
 )
@@ -73,6 +75,11 @@ class GRPOArguments(StageArguments, GRPOConfig):  # type: ignore[misc] # TRL dec
         require_known("rewards", [name.lower() for name in self.rewards], REWARDS)
         for key, known in _NAMES.items():
             require_known(key, [getattr(self, key)], known)
+        if self.sync_ref_model:
+            raise ConfigurationError(
+                "sync_ref_model: the reference is the model that the run starts from, whose frozen parts are the "
+                "policy's own, and is not renewed; leave it out"
+            )
         if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
             raise ConfigurationError(
                 f"reward_weights: {len(self.reward_weights)} numbers for {len(self.rewards)} rewards; give one each"
@@ -82,6 +89,15 @@ class GRPOArguments(StageArguments, GRPOConfig):  # type: ignore[misc] # TRL dec
     def rows_a_record(self) -> int:
         """Completions of a prompt."""
         return self.num_generations or 1
+
+    @property
+    def prompts_a_generation(self) -> int:
+        """Prompts whose completions are sampled together, on all GPUs."""
+        return cast(int, self.generation_batch_size) // self.rows_a_record
+
+    def batches_an_epoch(self, records: int) -> int:
+        """Batches that a process takes in an epoch: of whole generations alone, each of which is gone through again."""
+        return records // self.prompts_a_generation * self.num_iterations * cast(int, self.steps_per_generation)
 
 
 def load_prompts(records: Sequence[Record], modality: str) -> datasets.Dataset:
@@ -103,19 +119,28 @@ def run_grpo(args: GRPOArguments) -> None:
     """Runs, or goes on with, the phase that ``args`` describe.
 
     Raises:
-        ConfigurationError: for a path that is missing or data that cannot be used.
+        ConfigurationError: for a path that is missing, data that cannot be used, or a folder that holds the checkpoints
+            of a run of another configuration.
         JudgeUnavailableError: when the judge failed too often; a checkpoint is written.
     """
     set_up_logging(args)
     model_path = require_path("model_path", args.model_path)
     sources = parse_sources("train_data", args.train_data)
     data_root = require_path("data_root", args.data_root) if args.data_root else None
+    checkpoint = last_checkpoint(output_folder(args))
+    if checkpoint is not None:
+        require_same_run(args)
     processor = HumanOmniProcessor.from_pretrained(model_path)
     # A sampled placeholder would ask the next forward for media that is not there.
     suppressed = {"suppress_tokens": processor.placeholder_ids}
     args.generation_kwargs = suppressed | (args.generation_kwargs or {})  # type: ignore[operator] # TRL made it a dict
     model = load_model(model_path, args)
     prompts = load_prompts(read_mixture(sources, data_root, args.seed), args.modality)
+    if len(prompts) < args.prompts_a_generation:
+        raise ConfigurationError(
+            f"train_data: {len(prompts)} prompts are fewer than the {args.prompts_a_generation} whose completions are "
+            "sampled together, so that no step could be taken; lower records_per_step, or give more records"
+        )
     client = FgceClient(args.fgce_url, deadline=args.fgce_deadline)
     rewards = make_rewards(args.rewards, client)
     judged = any(isinstance(reward, CoherenceReward) for reward in rewards)
@@ -127,7 +152,6 @@ def run_grpo(args: GRPOArguments) -> None:
         return
 
     identity = ask_identity(client) if judged else None
-    checkpoint = last_checkpoint(output_folder(args))
     if checkpoint is not None:
         require_same_judge(checkpoint, identity, args.allow_another_judge)
     if args.process_index == 0:

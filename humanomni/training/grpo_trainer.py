@@ -44,7 +44,8 @@ class EpochSampler(RepeatSampler):
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader at the start of an epoch."""
-        self.generator.manual_seed((self.seed or 0) + epoch)
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + epoch)
 
 
 class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):

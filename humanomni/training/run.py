@@ -1,17 +1,20 @@
 """What every training run shares: its configuration from YAML and flags, and its record on disk."""
 
+import argparse
+import copy
 import dataclasses
 import difflib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import torch
 import yaml
@@ -61,6 +64,9 @@ class StageArguments:
     processes: int | None = field(default=None, metadata={"help": "with dry_run: say it of a run on so many GPUs"})
 
     def __post_init__(self) -> None:
+        # As given, and not as the classes below and this one fill in: what --config takes again, on any machine.
+        fields = dataclasses.fields(self)
+        self.given = {field.name: copy.deepcopy(getattr(self, field.name)) for field in fields if field.init}
         if self.processes is None:
             self.processes = int(os.environ.get("WORLD_SIZE", "1"))
         elif not self.dry_run:
@@ -83,6 +89,18 @@ class StageArguments:
         """Records, or prompts, that an optimizer step learns from, on all GPUs."""
         rows = self.per_device_train_batch_size * self.gradient_accumulation_steps * (self.processes or 1)  # type: ignore[attr-defined]
         return rows // self.rows_a_record
+
+    @property
+    def world_size(self) -> int:
+        """Processes; in a dry run those that it speaks of, by which TRL judges the batch."""
+        if self.dry_run and self.processes:
+            return self.processes
+        return super().world_size  # type: ignore[misc] # transformers', which comes after this class
+
+    def batches_an_epoch(self, records: int) -> int:
+        """Batches that a process takes in an epoch of so many records."""
+        rows = self.per_device_train_batch_size * (self.processes or 1)  # type: ignore[attr-defined]
+        return records // rows if self.dataloader_drop_last else math.ceil(records / rows)  # type: ignore[attr-defined]
 
     @property
     def sharding_stage(self) -> int:
@@ -120,18 +138,22 @@ class StageArguments:
 
 
 def parse_arguments(arguments_class: type[Arguments], command_line: Sequence[str] | None = None) -> Arguments:
-    """Reads ``--config FILE.yaml`` and flags, which win, into a stage's dataclass.
+    """Reads ``--config FILE.yaml`` and flags, which win, into a stage's dataclass; a run's config.yaml is such a file.
 
     Raises:
         ConfigurationError: for a file that cannot be read, a key or flag that is unknown, a value of the wrong type or
             outside its choices, and a package that an option needs.
     """
-    flags = list(sys.argv[1:] if command_line is None else command_line)
     parser = TrlParser([arguments_class])  # type: ignore[list-item] # its protocol wants dict fields
-    if "--config" in flags[:-1]:
-        place = flags.index("--config")
-        parser.set_defaults_with_config(**read_config(Path(flags[place + 1]), arguments_class))
-        del flags[place : place + 2]
+    # TRL's own reading of --config checks no types and knows no --config=FILE.
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    config.add_argument("--config", type=Path)
+    try:
+        chosen, flags = config.parse_known_args(command_line)
+    except argparse.ArgumentError as error:
+        raise ConfigurationError(f"{error}: a YAML file, as in --config configs/toy/sft.yaml") from error
+    if chosen.config:
+        parser.set_defaults_with_config(**read_config(chosen.config, arguments_class))
     try:
         (arguments,) = parser.parse_args_and_config(flags)
     except importlib.metadata.PackageNotFoundError as error:
@@ -163,10 +185,13 @@ def read_config(path: Path, arguments_class: type) -> dict[str, Any]:
     if base is not None and not isinstance(base, str):
         raise ConfigurationError(f"{path}: extends must be a file's name, not {base!r}")
     types = get_type_hints(arguments_class)
+    defaults = {field.name: field.default for field in dataclasses.fields(arguments_class)}
     for key, value in content.items():
         if key not in types:
             close = difflib.get_close_matches(str(key), types, n=1)
             raise ConfigurationError(f"{path}: unknown key {key}" + (f"; did you mean {close[0]}?" if close else ""))
+        if value is None and defaults.get(key) in (None, ""):
+            continue  # not set, which transformers' types do not always allow for
         try:
             TypeAdapter(types[key]).validate_python(value)
         except ValidationError as error:
@@ -195,16 +220,55 @@ def set_up_logging(arguments: TrainingArguments) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
+# Beginnings of the keys in which a run may differ from the one whose checkpoint it goes on from: how long it trains,
+# where files and servers are, what is measured, logged and kept, and how the work is spread.
+_MAY_DIFFER = (
+    *("max_steps", "num_train_epochs", "output_dir", "data_root", "clip_cache", "validation_data", "dry_run"),
+    *("logging_", "log_", "save_", "eval_", "report_to", "run_name", "project", "trackio_", "disable_tqdm", "sample_"),
+    *("fgce_", "judge_", "canary_", "allow_another_judge", "hub_", "push_to_hub", "ddp_", "deepspeed", "fsdp"),
+    *("use_cpu", "gradient_checkpointing", "torch_compile", "per_device_eval_batch_size", "processes"),
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory"),
+    # Together they make records_per_step, which manifest.json has of every run.
+    *("per_device_train_batch_size", "gradient_accumulation_steps"),
+)
+
+
+def require_same_run(arguments: TrainingArguments) -> None:
+    """Checks that a run goes on as it began, in a folder that holds its checkpoints; rank 0 does, before it writes.
+
+    Raises:
+        ConfigurationError: names each key that shapes what is learnt and differs from the folder's ``config.yaml``.
+    """
+    folder = output_folder(arguments)
+    config, manifest = folder / "config.yaml", folder / "manifest.json"
+    if arguments.process_index != 0 or not config.is_file() or not manifest.is_file():
+        return
+    records = json.loads(manifest.read_text(encoding="utf-8")).get("records_per_step")
+    if records is None:
+        return  # of a version that wrote config.yaml in another form
+    began = yaml.safe_load(config.read_text(encoding="utf-8")) | {"records_per_step": records}
+    goes_on = _plain(arguments) | {"records_per_step": cast(StageArguments, arguments).records_an_optimizer_step}
+    differing = [
+        f"{key} was {began[key]} and is {value}"
+        for key, value in sorted(goes_on.items())
+        if key in began and began[key] != value and not key.startswith(_MAY_DIFFER)
+    ]
+    if differing:
+        raise ConfigurationError(
+            f"{folder} holds checkpoints of a run of another configuration: {'; '.join(differing)}. Give another "
+            "--output_dir, or what was to go on with that run, or remove the folder"
+        )
+
+
 def save_manifest(arguments: TrainingArguments, **more: Any) -> None:
-    """Writes what the run was into its folder: ``config.yaml``, resolved, and ``manifest.json`` with the versions."""
+    """Writes what the run was into its folder: ``config.yaml``, all keys, and ``manifest.json`` with the versions."""
     folder = output_folder(arguments)
     folder.mkdir(parents=True, exist_ok=True)
-    resolved = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(arguments) if field.init}
-    plain = json.loads(json.dumps(resolved, default=str))
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=True), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(_plain(arguments), sort_keys=True), encoding="utf-8")
     manifest = {
         "command": sys.argv,
         "seed": arguments.seed,
+        "records_per_step": cast(StageArguments, arguments).records_an_optimizer_step,
         "world_size": arguments.world_size,
         "python": sys.version.split()[0],
         "packages": _versions(),
@@ -213,6 +277,12 @@ def save_manifest(arguments: TrainingArguments, **more: Any) -> None:
         **more,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+def _plain(arguments: TrainingArguments) -> dict[str, Any]:
+    """The configuration as it was given, in YAML's types."""
+    plain: dict[str, Any] = json.loads(json.dumps(cast(StageArguments, arguments).given, default=str))
+    return plain
 
 
 def git_commit() -> str | None:

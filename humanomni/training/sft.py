@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import add_fused_lm_head
 
 from humanomni.media import MediaError
@@ -31,6 +32,7 @@ from humanomni.training.run import (
     require_finite,
     require_known,
     require_path,
+    require_same_run,
     save_manifest,
     set_up_logging,
 )
@@ -144,16 +146,48 @@ class SFTTrainer(WholeCheckpoints, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The summed loss over the step's target tokens; 0, not 0 / 0, where all of its records were skipped."""
+        """The summed loss over the step's target tokens; 0, not 0 / 0, where all of its records were skipped.
+
+        In an evaluation it is the batch's sum; :meth:`evaluation_loop` divides.
+        """
         ids, problems = inputs.pop("ids"), inputs.pop("problems")
         for record, problem in problems:
             self.skipped.add(record, problem)
-        targets = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
         inputs["fused_lm_head"] = True
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=max(targets, 1))
+        if model.training:
+            targets = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=max(targets, 1))
+        else:
+            inputs["labels"] = self._without_repeats(inputs["labels"])
+            outputs = model(**inputs, num_items_in_batch=1)  # the sum
+            targets = (inputs["labels"] != -100).sum()
+            self._evaluated += torch.stack([outputs["loss"].double(), targets.double()])
+            result = (outputs["loss"], outputs) if return_outputs else outputs["loss"]
         loss: Any = result[0] if return_outputs else result
         require_finite(loss, self.state.global_step, ids)
         return result
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """transformers', with the mean loss of all target tokens; its own is that of the batches, empty ones as 0."""
+        self._evaluated = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        summed, tokens = self.accelerator.reduce(self._evaluated).tolist()
+        metrics = cast(dict[str, float], output.metrics)
+        metrics.pop(f"{metric_key_prefix}_loss", None)
+        if tokens:
+            metrics[f"{metric_key_prefix}_loss"] = summed / tokens
+        else:
+            logger.warning("no record of validation_data can be used, and so there is no validation loss")
+        return output
+
+    def _without_repeats(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels [rows, tokens] without those by which accelerate fills the processes' last batches up."""
+        last = self.accelerator.gradient_state
+        if not last.end_of_dataloader or last.remainder <= 0:
+            return labels
+        own = last.remainder - self.args.process_index * self.args.per_device_eval_batch_size
+        row = torch.arange(len(labels), device=labels.device).unsqueeze(1)
+        return labels.masked_fill(row >= own, -100)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         super().log(logs | {"skipped": self.skipped.count}, *args, **kwargs)
@@ -185,12 +219,16 @@ def run_sft(args: SFTArguments) -> None:
     """Runs, or goes on with, the stage that ``args`` describe.
 
     Raises:
-        ConfigurationError: for a path that is missing or data that cannot be used.
+        ConfigurationError: for a path that is missing, data that cannot be used, or a folder that holds the checkpoints
+            of a run of another configuration.
     """
     set_up_logging(args)
     model_path = require_path("model_path", args.model_path)
     sources = parse_sources("train_data", args.train_data)
     data_root = require_path("data_root", args.data_root) if args.data_root else None
+    checkpoint = last_checkpoint(output_folder(args))
+    if checkpoint is not None:
+        require_same_run(args)
 
     processor = HumanOmniProcessor.from_pretrained(model_path)
     model = load_model(model_path, args)
@@ -217,7 +255,6 @@ def run_sft(args: SFTArguments) -> None:
         processing_class=processor,
         callbacks=[stop],
     )
-    checkpoint = last_checkpoint(output_folder(args))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.stopped:
         sys.exit(STOPPED)
