@@ -13,6 +13,7 @@ import torch
 from server_process import server_process
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerState
 
 from fgce.client import FgceClient
 from fgce.schema import JudgeInfo, RubricInfo, ScoreResponse
@@ -22,7 +23,7 @@ from humanomni.training.clips import ClipLoader
 from humanomni.training.data_mixing import parse_sources, read_mixture
 from humanomni.training.grpo import GRPOArguments, load_prompts, run_grpo
 from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer
-from humanomni.training.judge_watch import JudgeUnavailableError, JudgeWatch
+from humanomni.training.judge_watch import JudgeUnavailableError, JudgeWatch, identity_of, require_same_judge
 from humanomni.training.rewards import make_rewards
 from humanomni.training.run import ConfigurationError
 
@@ -253,23 +254,44 @@ def test_the_judge_reads_while_the_reference_scores(tmp_path: Path, tiny_model_d
     assert trainer.in_time == [True]
 
 
+def answer_of(sha: str) -> ScoreResponse:
+    """An answer under a rubric of that hash."""
+    judge = JudgeInfo(backend="b", model="m", revision="1")
+    return ScoreResponse(rubric=RubricInfo(version="1", sha256=sha), judge=judge, results=[])
+
+
+SILENT = ScoreResponse(rubric=None, judge=None, results=[])
+
+
 def test_a_judge_that_changes_amid_a_run_stops_it() -> None:
     watch = JudgeWatch(20, 0.5)
-    first, other = (
-        ScoreResponse(
-            rubric=RubricInfo(version="1", sha256=sha),
-            judge=JudgeInfo(backend="b", model="m", revision="1"),
-            results=[],
-        )
-        for sha in ("aa", "bb")
-    )
-    silent = ScoreResponse(rubric=None, judge=None, results=[])
-    for response in (first, silent, first):
+    for response in (answer_of("aa"), SILENT, answer_of("aa")):
         watch.see(response)
         assert watch.message is None
-    watch.see(other)
+    watch.see(answer_of("bb"))
     assert "'aa'" in watch.message
     assert "'bb'" in watch.message
+
+
+def test_a_judge_that_may_change_amid_a_run_is_the_next_checkpoints(caplog: pytest.LogCaptureFixture) -> None:
+    watch = JudgeWatch(20, 0.5, allow_another=True)
+    for response in (answer_of("aa"), SILENT, answer_of("bb"), answer_of("bb")):
+        watch.see(response)
+        assert watch.message is None
+    (warning,) = caplog.messages
+    assert "going on with another judge" in warning
+    assert watch.state()["attributes"]["identity"] == identity_of(answer_of("bb"))
+
+
+def test_a_silent_judge_at_a_restart_leaves_its_place_to_no_other(tmp_path: Path) -> None:
+    first = JudgeWatch(20, 0.5)
+    first.see(answer_of("aa"))
+    TrainerState(stateful_callbacks={"JudgeWatch": first.state()}).save_to_json(str(tmp_path / "trainer_state.json"))
+    kept = require_same_judge(tmp_path, identity_of(SILENT), allow=False)
+    restarted = JudgeWatch(20, 0.5, kept)
+    restarted.see(answer_of("bb"))
+    assert "changed during the run" in restarted.message
+    assert restarted.state() == first.state(), "the next checkpoint still names the judge that the run began with"
 
 
 def test_a_clip_that_cannot_be_read_moves_nothing(tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path) -> None:

@@ -127,11 +127,18 @@ def run_grpo(args: GRPOArguments) -> None:
     identity = ask_identity(client) if judged else None
     checkpoint = last_checkpoint(output_folder(args))
     if checkpoint is not None:
-        require_same_judge(checkpoint, identity, args.allow_another_judge)
+        identity = require_same_judge(checkpoint, identity, args.allow_another_judge)
     if args.process_index == 0:
         save_manifest(args, stage="grpo", records=len(prompts), rewards=args.rewards, judge=identity)
     stop = StopOnRequest()
-    watch = JudgeWatch(args.judge_window, args.judge_max_missing, identity, args.fgce_url, args.canary_steps)
+    watch = JudgeWatch(
+        args.judge_window,
+        args.judge_max_missing,
+        identity,
+        args.fgce_url,
+        args.canary_steps,
+        args.allow_another_judge,
+    )
     trainer = HumanOmniGRPOTrainer(
         model=model,
         args=args,

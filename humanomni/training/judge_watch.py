@@ -37,6 +37,7 @@ class JudgeWatch(TrainerCallback, ExportableState):
         identity: rubric and judge that the run's rewards come from; None: those of the first answer.
         url: the servers, as :func:`fgce.client.connect_args` takes them.
         canary_steps: every how many steps their canaries are looked at; 0: never.
+        allow_another: go on, with a warning, where rubric or judge change.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class JudgeWatch(TrainerCallback, ExportableState):
         identity: Identity | None = None,
         url: str | None = None,
         canary_steps: int = 0,
+        allow_another: bool = False,
     ) -> None:
         self.max_missing = max_missing
         self.identity = identity
         self.url = url
         self.canary_steps = canary_steps
+        self.allow_another = allow_another
         self._other: Identity | None = None
         self._steps: deque[tuple[int, int]] = deque(maxlen=window)
 
@@ -61,8 +64,14 @@ class JudgeWatch(TrainerCallback, ExportableState):
     def see(self, response: ScoreResponse) -> None:
         """Compares the rubric and judge of an answer with those of the run."""
         identity = identity_of(response)
-        self.identity = self.identity or identity
-        if identity and identity != self.identity:
+        if identity is None or identity == self.identity:
+            return
+        if self.identity is None:
+            self.identity = identity
+        elif self.allow_another:
+            _warn_of_another(identity, self.identity)
+            self.identity = identity
+        else:
             self._other = identity
 
     def share(self, device: torch.device) -> None:
@@ -149,19 +158,26 @@ def identity_of(response: ScoreResponse) -> Identity | None:
     return {"rubric": response.rubric.model_dump(), "judge": response.judge.model_dump()}
 
 
-def require_same_judge(checkpoint: Path, now: Identity | None, allow: bool) -> None:
+def require_same_judge(checkpoint: Path, now: Identity | None, allow: bool) -> Identity | None:
     """Compares the judge that a checkpoint was trained with to the one that answers.
+
+    Returns:
+        The judge to go on with: where none answers, the checkpoint's, so that no other takes its place unseen.
 
     Raises:
         ConfigurationError: when they differ and ``allow`` is false.
     """
     before = saved_state(checkpoint, JudgeWatch.__name__).get("identity")
     if before is None or now is None or before == now:
-        return
+        return now or before
     if allow:
-        logger.warning("going on with another judge: %s, after %s", now, before)
-        return
+        _warn_of_another(now, before)
+        return now
     raise ConfigurationError(
         f"{checkpoint} was trained with {before}, but the FG-CE server now has {now}: rewards before and after do not "
         "compare. Serve the former again, begin with a new output_dir, or pass --allow_another_judge"
     )
+
+
+def _warn_of_another(now: Identity, before: Identity) -> None:
+    logger.warning("going on with another judge: %s, after %s", now, before)
