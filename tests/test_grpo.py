@@ -171,29 +171,45 @@ def test_a_judge_that_dies_is_counted_missing_and_never_low(
     assert "explanations are missing" in caplog.text
 
 
-def test_too_many_missing_judgements_stop_the_run_with_a_checkpoint(
-    tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("humanomni.training.grpo.HumanOmniGRPOTrainer", RightAnswers)
-    args = arguments(
-        tmp_path,
-        tiny_model_dir,
-        toy_world_dir,
-        rewards=["accuracy", "fgce_weighted"],
-        fgce_url="http://127.0.0.1:9",
-        judge_window=1,
-        max_steps=5,
-        save_strategy="steps",
-    )
-    with pytest.raises(JudgeUnavailableError, match="4 of 4 explanations"):
-        run_grpo(args)
-    assert (tmp_path / "checkpoint-1/model.safetensors").is_file()
-    assert not (tmp_path / "model.safetensors").exists(), "an unfinished stage must not look finished"
-
-
 def coherence_run(output: Path, model: Path, world: Path, url: str, **more: Any) -> GRPOArguments:
     settings = {"rewards": ["accuracy", "fgce_weighted"], "fgce_url": url, "save_strategy": "steps", "save_steps": 1}
     return arguments(output, model, world, **(settings | {"sample_steps": 1, "canary_steps": 1} | more))
+
+
+@pytest.mark.parametrize("window", [1, 20], ids=["amid the run", "in the last steps, fewer than the window"])
+def test_too_many_missing_judgements_stop_the_run_with_a_checkpoint(
+    window: int, tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = (tmp_path, tiny_model_dir, toy_world_dir)
+    settings: dict[str, Any] = {"judge_window": window, "max_steps": 3}
+    with server_process("--set", "judge.backend=lexicon") as (url, process):
+
+        def doomed(callbacks: list[TrainerCallback], **more: Any) -> RightAnswers:
+            return RightAnswers(callbacks=[*callbacks, StopServer(process)], **more)
+
+        monkeypatch.setattr("humanomni.training.grpo.HumanOmniGRPOTrainer", doomed)
+        missing, last = ("4 of 4", 2) if window == 1 else ("8 of 12", 3)
+        with pytest.raises(JudgeUnavailableError, match=f"{missing} explanations"):
+            run_grpo(coherence_run(*world, url, **settings))
+    assert (tmp_path / f"checkpoint-{last}/model.safetensors").is_file()
+    assert not (tmp_path / "model.safetensors").exists(), "an unfinished stage must not look finished"
+
+    monkeypatch.setattr("humanomni.training.grpo.HumanOmniGRPOTrainer", RightAnswers)
+    with server_process("--set", "judge.backend=lexicon") as (url, _):
+        if last == 3:
+            with pytest.raises(JudgeUnavailableError, match="8 of 12 .* remove the checkpoints of these steps"):
+                run_grpo(coherence_run(*world, url, **settings))
+            settings["judge_max_missing"] = 1
+        run_grpo(coherence_run(*world, url, **settings))
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_run_that_needs_a_judge_does_not_begin_without_one(
+    tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path
+) -> None:
+    with pytest.raises(JudgeUnavailableError, match=r"none answers: http://127\.0\.0\.1:9.* name it in fgce_url"):
+        run_grpo(coherence_run(tmp_path / "run", tiny_model_dir, toy_world_dir, "http://127.0.0.1:9"))
+    assert not (tmp_path / "run/model.safetensors").exists()
 
 
 def test_a_run_keeps_its_judge_in_mind_and_its_completions_for_people(

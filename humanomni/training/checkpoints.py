@@ -180,7 +180,12 @@ def last_checkpoint(run: Path) -> Path | None:
 
 def saved_state(checkpoint: Path, callback: str) -> dict[str, Any]:
     """What a callback left in a checkpoint; empty where it left nothing."""
-    states = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).stateful_callbacks or {}
+    return left_in(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)), callback)
+
+
+def left_in(state: TrainerState, callback: str) -> dict[str, Any]:
+    """What a callback left in the state of a run, which may be a checkpoint's; empty where it left nothing."""
+    states: Any = state.stateful_callbacks or {}
     return states.get(callback, {}).get("attributes", {})
 
 

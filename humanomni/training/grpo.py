@@ -102,7 +102,7 @@ def run_grpo(args: GRPOArguments) -> None:
 
     Raises:
         ConfigurationError: for a path that is missing or data that cannot be used.
-        JudgeUnavailableError: when the judge failed too often; a checkpoint is written.
+        JudgeUnavailableError: when no judge answers at the start, or it failed too often; then a checkpoint is written.
     """
     set_up_logging(args)
     model_path = require_path("model_path", args.model_path)

@@ -8,13 +8,13 @@ from typing import Any
 import httpx
 import torch
 from accelerate.utils import gather
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from fgce.canary import CANARIES
 from fgce.client import FgceClient, connect_args
 from fgce.schema import ScoreResponse
-from humanomni.training.checkpoints import saved_state
+from humanomni.training.checkpoints import left_in, saved_state
 from humanomni.training.run import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,10 @@ Identity = dict[str, Any]
 
 
 class JudgeUnavailableError(RuntimeError):
-    """The judge left too many explanations without a score, or is another one; the run stopped with a checkpoint."""
+    """No judge answers at the start, it left too many explanations without a score, or it is another one.
+
+    A run that it stops has a checkpoint and no result.
+    """
 
 
 class JudgeWatch(TrainerCallback, ExportableState):
@@ -56,10 +59,22 @@ class JudgeWatch(TrainerCallback, ExportableState):
         self.allow_another = allow_another
         self._other: Identity | None = None
         self._steps: deque[tuple[int, int]] = deque(maxlen=window)
+        self._ended = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A run whose last step is taken is judged by the steps before its checkpoint, however often it is started."""
+        self._ended = state.global_step >= state.max_steps
+        if self._ended:
+            saved = left_in(state, type(self).__name__).get("steps", [])
+            self._steps.extend((asked, missing) for asked, missing in saved)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._ended = state.global_step >= state.max_steps
 
     def add(self, asked: int, missing: int) -> None:
         """One step's judgements, over all processes."""
-        self._steps.append((asked, missing))
+        if not self._ended:  # transformers takes a step too many where it starts from a run's last checkpoint
+            self._steps.append((asked, missing))
 
     def see(self, response: ScoreResponse) -> None:
         """Compares the rubric and judge of an answer with those of the run."""
@@ -94,7 +109,10 @@ class JudgeWatch(TrainerCallback, ExportableState):
 
     @property
     def message(self) -> str | None:
-        """Why the run should stop: another judge, or too high a share of missing judgements in a full window."""
+        """Why the run should stop: another judge, or too high a share of missing judgements in a full window.
+
+        After the last step a window that is not full counts too: a short run needs its judge as well.
+        """
         if self._other is not None:
             return (
                 f"rubric or judge of the FG-CE server changed during the run, from {self.identity} to {self._other}: "
@@ -102,17 +120,24 @@ class JudgeWatch(TrainerCallback, ExportableState):
                 "--allow_another_judge"
             )
         asked, missing = (sum(column) for column in zip(*self._steps, strict=True)) if self._steps else (0, 0)
-        if len(self._steps) < (self._steps.maxlen or 0) or missing <= self.max_missing * asked:
+        full = self._ended or len(self._steps) == self._steps.maxlen
+        if not full or missing <= self.max_missing * asked:
             return None
+        if self._ended:
+            mend = (
+                "remove the checkpoints of these steps and start this run again, or take it as it is with "
+                "--judge_max_missing 1"
+            )
+        else:
+            mend = "start this run again: it goes on from its checkpoint"
         return (
             f"the FG-CE judge left {missing} of {asked} explanations without a score over the last {len(self._steps)} "
-            f"steps (judge_max_missing {self.max_missing:g}); see that its server answers /readyz, then start this "
-            "run again: it goes on from its checkpoint"
+            f"steps (judge_max_missing {self.max_missing:g}); see that its server answers /readyz, then {mend}"
         )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"args": {}, "attributes": {"identity": self.identity}}
+        return {"args": {}, "attributes": {"identity": self.identity, "steps": list(self._steps)}}
 
 
 class ServerHealth:
@@ -143,11 +168,20 @@ def probe_servers(url: str | None) -> dict[str, ServerHealth]:
     return health
 
 
-def ask_identity(client: FgceClient) -> Identity | None:
-    """Rubric and judge behind the rewards; None (and a warning) when no server answers."""
-    identity = identity_of(client.score_sync(CANARIES[:1]))
+def ask_identity(client: FgceClient) -> Identity:
+    """Rubric and judge behind the rewards.
+
+    Raises:
+        JudgeUnavailableError: when no server answers, after the client's retries: a run that began would learn from the
+            other rewards alone.
+    """
+    response = client.score_sync(CANARIES[:1])
+    identity = identity_of(response)
     if identity is None:
-        logger.warning("no FG-CE server answers; its judgements will be missing until one does")
+        raise JudgeUnavailableError(
+            f"the rewards need an FG-CE judge, and none answers: {response.results[0].detail}. Serve one "
+            "(srun_fgce.sh, or python -m fgce serve), name it in fgce_url or FGCE_URL, and start this run again"
+        )
     return identity
 
 
