@@ -17,7 +17,7 @@
 #   bash srun_grpo_humanomni.sh configs/0.5B/grpo1.yaml --seed 1      this machine, without Slurm; flags override keys
 #
 # Phase 2 asks FG-CE servers: those of FGCE_URL and FGCE_TOKEN, else those that srun_fgce.sh has written down, which
-# this script can start:
+# this script can start. Where none answers, it ends with an error before the first step:
 #   FGCE_START=1 sbatch srun_grpo_humanomni.sh configs/0.5B/grpo2.yaml
 #
 #   FGCE_START 1: submit srun_fgce.sh, with FGCE_NODES nodes (1), or run it here without Slurm; end it after the training

@@ -65,6 +65,14 @@ def test_the_best_one_is_found_under_its_own_name(tmp_path: Path) -> None:
     assert Path(done.state.best_model_checkpoint).parent == tmp_path
 
 
+def test_a_best_step_that_was_not_saved_is_not_looked_for(tmp_path: Path) -> None:
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "loss"}
+    done = trainer(tmp_path, **best, save_steps=2, max_steps=4, learning_rate=0.0)
+    done.train()  # no step is better than the first
+    assert done.state.best_global_step == 1
+    assert done.state.best_model_checkpoint is None
+
+
 @pytest.mark.parametrize(
     "fault", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("PytorchStreamWriter failed writing file")]
 )

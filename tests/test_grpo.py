@@ -13,6 +13,7 @@ import torch
 from server_process import server_process
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerState
 
 from fgce.client import FgceClient
 from fgce.schema import JudgeInfo, MethodInfo, RubricInfo, ScoreResponse
@@ -22,7 +23,7 @@ from humanomni.training.clips import ClipLoader
 from humanomni.training.data_mixing import parse_sources, read_mixture
 from humanomni.training.grpo import GRPOArguments, load_prompts, run_grpo
 from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer
-from humanomni.training.judge_watch import JudgeUnavailableError, JudgeWatch
+from humanomni.training.judge_watch import JudgeUnavailableError, JudgeWatch, require_same_judge
 from humanomni.training.rewards import make_rewards
 from humanomni.training.run import ConfigurationError
 
@@ -170,29 +171,45 @@ def test_a_judge_that_dies_is_counted_missing_and_never_low(
     assert "explanations are missing" in caplog.text
 
 
-def test_too_many_missing_judgements_stop_the_run_with_a_checkpoint(
-    tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("humanomni.training.grpo.HumanOmniGRPOTrainer", RightAnswers)
-    args = arguments(
-        tmp_path,
-        tiny_model_dir,
-        toy_world_dir,
-        rewards=["accuracy", "fgce_weighted"],
-        fgce_url="http://127.0.0.1:9",
-        judge_window=1,
-        max_steps=5,
-        save_strategy="steps",
-    )
-    with pytest.raises(JudgeUnavailableError, match="4 of 4 explanations"):
-        run_grpo(args)
-    assert (tmp_path / "checkpoint-1/model.safetensors").is_file()
-    assert not (tmp_path / "model.safetensors").exists(), "an unfinished stage must not look finished"
-
-
 def coherence_run(output: Path, model: Path, world: Path, url: str, **more: Any) -> GRPOArguments:
     settings = {"rewards": ["accuracy", "fgce_weighted"], "fgce_url": url, "save_strategy": "steps", "save_steps": 1}
     return arguments(output, model, world, **(settings | {"sample_steps": 1, "canary_steps": 1} | more))
+
+
+@pytest.mark.parametrize("window", [1, 20], ids=["amid the run", "in the last steps, fewer than the window"])
+def test_too_many_missing_judgements_stop_the_run_with_a_checkpoint(
+    window: int, tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = (tmp_path, tiny_model_dir, toy_world_dir)
+    settings: dict[str, Any] = {"judge_window": window, "max_steps": 3}
+    with server_process("--set", "judge.backend=lexicon") as (url, process):
+
+        def doomed(callbacks: list[TrainerCallback], **more: Any) -> RightAnswers:
+            return RightAnswers(callbacks=[*callbacks, StopServer(process)], **more)
+
+        monkeypatch.setattr("humanomni.training.grpo.HumanOmniGRPOTrainer", doomed)
+        missing, last = ("4 of 4", 2) if window == 1 else ("8 of 12", 3)
+        with pytest.raises(JudgeUnavailableError, match=f"{missing} explanations"):
+            run_grpo(coherence_run(*world, url, **settings))
+    assert (tmp_path / f"checkpoint-{last}/model.safetensors").is_file()
+    assert not (tmp_path / "model.safetensors").exists(), "an unfinished stage must not look finished"
+
+    monkeypatch.setattr("humanomni.training.grpo.HumanOmniGRPOTrainer", RightAnswers)
+    with server_process("--set", "judge.backend=lexicon") as (url, _):
+        if last == 3:
+            with pytest.raises(JudgeUnavailableError, match="8 of 12 .* remove the checkpoints of these steps"):
+                run_grpo(coherence_run(*world, url, **settings))
+            settings["judge_max_missing"] = 1
+        run_grpo(coherence_run(*world, url, **settings))
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_run_that_needs_a_judge_does_not_begin_without_one(
+    tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path
+) -> None:
+    with pytest.raises(JudgeUnavailableError, match=r"none answers: http://127\.0\.0\.1:9.* name it in fgce_url"):
+        run_grpo(coherence_run(tmp_path / "run", tiny_model_dir, toy_world_dir, "http://127.0.0.1:9"))
+    assert not (tmp_path / "run/model.safetensors").exists()
 
 
 def test_a_run_keeps_its_judge_in_mind_and_its_completions_for_people(
@@ -253,24 +270,48 @@ def test_the_judge_reads_while_the_reference_scores(tmp_path: Path, tiny_model_d
     assert trainer.in_time == [True]
 
 
-@pytest.mark.parametrize(("before", "after"), [(("aa", "json"), ("bb", "json")), (("aa", "json"), ("aa", "fast"))])
-def test_a_judge_that_changes_amid_a_run_stops_it(before: tuple[str, str], after: tuple[str, str]) -> None:
-    watch = JudgeWatch(20, 0.5)
-    first, other = (
-        ScoreResponse(
-            rubric=RubricInfo(version="1", sha256=sha),
-            judge=JudgeInfo(backend="b", model="m", revision="1"),
-            method=MethodInfo(decoding=protocol, splitter="sentencex"),
-            results=[],
-        )
-        for sha, protocol in (before, after)
+def answer_of(sha: str, protocol: str = "json") -> ScoreResponse:
+    """An answer under a rubric of that hash, asked for in that way."""
+    return ScoreResponse(
+        rubric=RubricInfo(version="1", sha256=sha),
+        judge=JudgeInfo(backend="b", model="m", revision="1"),
+        method=MethodInfo(decoding=protocol, splitter="sentencex"),
+        results=[],
     )
-    silent = ScoreResponse(rubric=None, judge=None, results=[])
-    for response in (first, silent, first):
+
+
+SILENT = ScoreResponse(rubric=None, judge=None, results=[])
+
+
+@pytest.mark.parametrize("other", [("bb", "json"), ("aa", "fast")])
+def test_a_judge_that_changes_amid_a_run_stops_it(other: tuple[str, str]) -> None:
+    watch = JudgeWatch(20, 0.5)
+    for response in (answer_of("aa"), SILENT, answer_of("aa")):
         watch.see(response)
         assert watch.message is None
-    watch.see(other)
-    assert all(f"'{part}'" in watch.message for part in (*before, *after))
+    watch.see(answer_of(*other))
+    assert all(f"'{part}'" in watch.message for part in ("aa", "json", *other))
+
+
+def test_a_judge_that_may_change_amid_a_run_is_the_next_checkpoints(caplog: pytest.LogCaptureFixture) -> None:
+    watch = JudgeWatch(20, 0.5, allow_another=True)
+    for response in (answer_of("aa"), SILENT, answer_of("bb"), answer_of("bb")):
+        watch.see(response)
+        assert watch.message is None
+    (warning,) = caplog.messages
+    assert "going on with another judge" in warning
+    assert watch.state()["attributes"]["identity"] == answer_of("bb").identity
+
+
+def test_a_silent_judge_at_a_restart_leaves_its_place_to_no_other(tmp_path: Path) -> None:
+    first = JudgeWatch(20, 0.5)
+    first.see(answer_of("aa"))
+    TrainerState(stateful_callbacks={"JudgeWatch": first.state()}).save_to_json(str(tmp_path / "trainer_state.json"))
+    kept = require_same_judge(tmp_path, SILENT.identity, allow=False)
+    restarted = JudgeWatch(20, 0.5, kept)
+    restarted.see(answer_of("bb"))
+    assert "changed during the run" in restarted.message
+    assert restarted.state() == first.state(), "the next checkpoint still names the judge that the run began with"
 
 
 def test_a_clip_that_cannot_be_read_moves_nothing(tmp_path: Path, tiny_model_dir: Path, toy_world_dir: Path) -> None:

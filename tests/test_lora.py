@@ -116,20 +116,35 @@ def test_a_killed_run_goes_on_from_its_adapter_as_if_nothing_had_been(stage: str
     assert {name for name in resumed if not torch.equal(resumed[name], straight[name])} == set()
 
 
-def test_the_best_checkpoint_of_a_run_is_its_result(runs: Runs) -> None:
+def keeping_the_best(runs: Runs) -> dict[str, Any]:
+    """Settings of a run that goes back to its best checkpoint; steps too large, so that this is not the last."""
     settings = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
-    settings |= {
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "loss",
-        "validation_data": runs.data / "sft.jsonl",
-    }
-    learnt = runs.here(
-        "sft", "run", optim="sgd", learning_rate=30.0, **settings, **LORA
-    )  # too large, so the last is not
-    state = json.loads((runs.folder / "run/trainer_state.json").read_text())
-    assert state["best_global_step"] < state["global_step"] == 4
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "optim": "sgd", "learning_rate": 30.0}
+    return settings | {"validation_data": runs.data / "sft.jsonl"}
+
+
+def assert_best_is_result(runs: Runs, name: str) -> None:
+    learnt = runs.weights(name)
+    state = json.loads((runs.folder / name / "trainer_state.json").read_text())
+    assert state["best_global_step"] < state["global_step"]
+    assert state["best_model_checkpoint"] == str(runs.folder / name / f"checkpoint-{state['best_global_step']}")
     best = load_model(LoadOptions(Path(state["best_model_checkpoint"]), dtype="float32")).state_dict()
-    assert {name for name in learnt if not torch.equal(learnt[name], best[name])} == set()
+    assert {key for key in learnt if not torch.equal(learnt[key], best[key])} == set()
+
+
+def test_the_best_checkpoint_of_a_run_is_its_result(runs: Runs) -> None:
+    runs.here("sft", "run", **keeping_the_best(runs), **LORA)
+    assert_best_is_result(runs, "run")
+
+
+@pytest.mark.parametrize("parts", [LORA, pytest.param({}, marks=pytest.mark.slow)], ids=["lora", "full"])
+def test_every_process_goes_back_to_the_best_checkpoint(parts: dict[str, Any], runs: Runs) -> None:
+    """Slow with full weights, which fail for the same reason: once is enough for most."""
+    settings = keeping_the_best(runs) | {"per_device_train_batch_size": 2}
+    done = runs.elsewhere("sft", "run", {}, processes=2, **settings, **parts)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Could not locate the best model" not in done.stderr
+    assert_best_is_result(runs, "run")
 
 
 @pytest.mark.parametrize(

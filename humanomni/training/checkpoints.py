@@ -72,8 +72,9 @@ class WholeCheckpoints:
         finally:
             self._partial = None
         self.accelerator.wait_for_everyone()
+        self._name_best_checkpoint(whole)
         if self.args.should_save:
-            self._name_best_checkpoint(partial / whole.name)
+            self.state.save_to_json(str(partial / whole.name / TRAINER_STATE_NAME))
             if whole.exists():  # of a run that came this far before and went on from an earlier one
                 shutil.rmtree(whole)
             (partial / whole.name).rename(whole)
@@ -117,12 +118,16 @@ class WholeCheckpoints:
         else:
             super()._load_best_model()  # type: ignore[misc]
 
-    def _name_best_checkpoint(self: Any, written: Path) -> None:
-        """The best checkpoint's path is that of the run's folder, not of where it was written."""
-        if self.state.best_global_step:
-            best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+    def _name_best_checkpoint(self: Any, saved: Path) -> None:
+        """On every rank, the best checkpoint's path is that of the run's folder, not of where it was written.
+
+        Args:
+            saved: the checkpoint of this step, about to get that name. A best step in between was not saved: the best
+                checkpoint stays the one before.
+        """
+        best = saved.with_name(f"checkpoint-{self.state.best_global_step}")
+        if best == saved or best.is_dir():
             self.state.best_model_checkpoint = str(best)
-            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
 
 
 class StopOnRequest(TrainerCallback):
@@ -175,7 +180,12 @@ def last_checkpoint(run: Path) -> Path | None:
 
 def saved_state(checkpoint: Path, callback: str) -> dict[str, Any]:
     """What a callback left in a checkpoint; empty where it left nothing."""
-    states = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).stateful_callbacks or {}
+    return left_in(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)), callback)
+
+
+def left_in(state: TrainerState, callback: str) -> dict[str, Any]:
+    """What a callback left in the state of a run, which may be a checkpoint's; empty where it left nothing."""
+    states: Any = state.stateful_callbacks or {}
     return states.get(callback, {}).get("attributes", {})
 
 

@@ -121,7 +121,7 @@ def run_grpo(args: GRPOArguments) -> None:
     Raises:
         ConfigurationError: for a path that is missing, data that cannot be used, or a folder that holds the checkpoints
             of a run of another configuration.
-        JudgeUnavailableError: when the judge failed too often; a checkpoint is written.
+        JudgeUnavailableError: when no judge answers at the start, or it failed too often; then a checkpoint is written.
     """
     set_up_logging(args)
     model_path = require_path("model_path", args.model_path)
@@ -153,11 +153,18 @@ def run_grpo(args: GRPOArguments) -> None:
 
     identity = ask_identity(client) if judged else None
     if checkpoint is not None:
-        require_same_judge(checkpoint, identity, args.allow_another_judge)
+        identity = require_same_judge(checkpoint, identity, args.allow_another_judge)
     if args.process_index == 0:
         save_manifest(args, stage="grpo", records=len(prompts), rewards=args.rewards, judge=identity)
     stop = StopOnRequest()
-    watch = JudgeWatch(args.judge_window, args.judge_max_missing, identity, args.fgce_url, args.canary_steps)
+    watch = JudgeWatch(
+        args.judge_window,
+        args.judge_max_missing,
+        identity,
+        args.fgce_url,
+        args.canary_steps,
+        args.allow_another_judge,
+    )
     trainer = HumanOmniGRPOTrainer(
         model=model,
         args=args,

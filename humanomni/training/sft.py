@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import add_fused_lm_head
@@ -167,10 +167,17 @@ class SFTTrainer(WholeCheckpoints, Trainer):
         require_finite(loss, self.state.global_step, ids)
         return result
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """transformers', with the mean loss of all target tokens; its own is that of the batches, empty ones as 0."""
         self._evaluated = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         summed, tokens = self.accelerator.reduce(self._evaluated).tolist()
         metrics = cast(dict[str, float], output.metrics)
         metrics.pop(f"{metric_key_prefix}_loss", None)
