@@ -57,6 +57,22 @@ def test_the_last_ones_are_kept_and_nothing_else_is_left(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "checkpoint-6"}
 
 
+@pytest.mark.parametrize("save_steps", [6, 4])
+def test_a_run_that_goes_on_from_its_end_takes_no_step_more(tmp_path: Path, save_steps: int) -> None:
+    """Killed after its last checkpoint, or after one amid the last epoch: the result is that of a straight run."""
+    settings = {"per_device_train_batch_size": 2, "save_steps": save_steps, "save_strategy": "steps"}  # 4 an epoch
+    torch.manual_seed(0)
+    straight = trainer(tmp_path, **settings)
+    straight.train()
+    again = trainer(tmp_path, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{save_steps}"))
+    assert again.state.global_step == 6
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(again.model.parameters(), straight.model.parameters(), strict=True)
+    )
+
+
 def test_the_best_one_is_found_under_its_own_name(tmp_path: Path) -> None:
     best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "loss"}
     done = trainer(tmp_path, **best)

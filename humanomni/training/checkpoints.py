@@ -49,6 +49,17 @@ class WholeCheckpoints:
     def _get_output_dir(self, trial: Any = None) -> str:
         return str(self._partial) if self._partial else super()._get_output_dir(trial)  # type: ignore[misc]
 
+    def _init_training_state(
+        self: Any, max_steps: int, steps_per_epoch: int, epochs: int, *checkpoint_and_trial: Any
+    ) -> tuple[int, int]:
+        """Epochs, and batches of the next one, that are done already.
+
+        A run that goes on from its last step's checkpoint, killed before its result was written, has done all of them:
+        transformers would take one step too many, because it counts steps after the first.
+        """
+        done = super()._init_training_state(max_steps, steps_per_epoch, epochs, *checkpoint_and_trial)  # type: ignore[misc]
+        return (epochs, 0) if self.state.global_step >= max_steps else done
+
     def _save_checkpoint(self: Any, model: nn.Module, trial: Any = None) -> None:
         """Writes the checkpoint of this step; then those beyond ``save_total_limit`` go.
 

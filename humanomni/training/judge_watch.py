@@ -71,8 +71,7 @@ class JudgeWatch(TrainerCallback, ExportableState):
 
     def add(self, asked: int, missing: int) -> None:
         """One step's judgements, over all processes."""
-        if not self._ended:  # transformers takes a step too many where it starts from a run's last checkpoint
-            self._steps.append((asked, missing))
+        self._steps.append((asked, missing))
 
     def see(self, response: ScoreResponse) -> None:
         """Compares rubric, judge and method of an answer with those of the run."""
