@@ -167,15 +167,16 @@ class SFTTrainer(WholeCheckpoints, Trainer):
         require_finite(loss, self.state.global_step, ids)
         return result
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """transformers', with the mean loss of all target tokens; its own is that of the batches, empty ones as 0."""
         self._evaluated = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(*args, **kwargs)
         summed, tokens = self.accelerator.reduce(self._evaluated).tolist()
         metrics = cast(dict[str, float], output.metrics)
-        metrics.pop(f"{metric_key_prefix}_loss", None)
+        key = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
+        metrics.pop(key, None)
         if tokens:
-            metrics[f"{metric_key_prefix}_loss"] = summed / tokens
+            metrics[key] = summed / tokens
         else:
             logger.warning("no record of validation_data can be used, and so there is no validation loss")
         return output
