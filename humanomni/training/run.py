@@ -280,8 +280,9 @@ def save_manifest(arguments: TrainingArguments, **more: Any) -> None:
 
 
 def _plain(arguments: TrainingArguments) -> dict[str, Any]:
-    """The configuration as it was given, in YAML's types."""
+    """The configuration as it was given, in YAML's types, without the hub's password."""
     plain: dict[str, Any] = json.loads(json.dumps(cast(StageArguments, arguments).given, default=str))
+    plain.pop("hub_token", None)
     return plain
 
 
