@@ -1,7 +1,8 @@
 """Clips decoded ahead of the model, by processes of their own.
 
-Threads would not do: decoding is thousands of short calls into FFmpeg, after each of which a thread waits for Python's
-lock. Sixteen of them gave 8 clips a second, sixteen processes 26 (docs/performance.md).
+Threads alone would not do: decoding is thousands of short calls into FFmpeg, after each of which a thread waits for
+Python's lock. Sixteen of them in the model's process gave 8 clips a second, sixteen processes 26. Two in a process of
+their own do as much as two processes, so fewer processes than cores decode several clips each (docs/performance.md).
 """
 
 import ctypes
@@ -9,12 +10,14 @@ import logging
 import os
 import pickle
 import signal
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from humanomni.media import MediaError
 from humanomni.records import Record
@@ -59,7 +62,7 @@ def decode_ahead(
     Args:
         clips: decodes them.
         num_workers: processes, at most one a core; None is one a core, 0 decodes in this process when the clip is asked
-            for. Ranks on one machine share its cores.
+            for. Together they keep the machine's cores busy, which its ranks share.
         ahead: about how many clips wait decoded.
     """
     cores = max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
@@ -79,17 +82,29 @@ def decode_ahead(
     return map(pickle.loads, loader)
 
 
-class _Clips(Dataset):
+class _Clips(IterableDataset):
+    """Of each worker every so manieth clip, which the loader puts in order again."""
+
     def __init__(self, items: Sequence[Item], clips: ClipLoader, threads: int) -> None:
         self._items, self._clips, self._threads = items, clips, threads
 
-    def __len__(self) -> int:
-        return len(self._items)
+    def __iter__(self) -> Iterator[TrainingClip | Failure]:
+        worker = get_worker_info()
+        if worker is None:
+            yield from map(self._decode, self._items)
+            return
+        with ThreadPoolExecutor(self._threads) as pool:
+            waiting: deque[Future[TrainingClip | Failure]] = deque()
+            for item in self._items[worker.id :: worker.num_workers]:
+                waiting.append(pool.submit(self._decode, item))
+                if len(waiting) > self._threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
-    def __getitem__(self, index: int) -> TrainingClip | Failure:
+    def _decode(self, item: Item) -> TrainingClip | Failure:
         """A file system under load fails now and then: a clip is given up after the second failure."""
-        item = self._items[index]
-        part = item.record.start, item.record.end, self._threads
+        part = item.record.start, item.record.end
         try:
             try:
                 return self._clips.load(item.clip, *part)

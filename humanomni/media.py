@@ -52,7 +52,6 @@ def load_clip(
     video: bool = True,
     audio: bool = True,
     max_audio_seconds: float = math.inf,
-    threads: int = 1,
 ) -> Clip:
     """Decode `num_frames` frames and the waveform of a video, a sound file, an image or a folder of frames.
 
@@ -65,7 +64,6 @@ def load_clip(
         video: whether to decode frames.
         audio: whether to decode the waveform.
         max_audio_seconds: length at which the waveform is cut; nothing beyond it is decoded.
-        threads: of the video decoder.
 
     Raises:
         MediaError: the file is missing, empty, damaged beyond decoding, or holds nothing that was asked for. An
@@ -80,18 +78,20 @@ def load_clip(
         part = _part(path, timeline, begin, stop)
         chosen = [images[part[i]] for i in sample_frame_indices(len(part), num_frames)]
         return Clip(read_images(chosen) if video else None, None, timeline.fps, timeline.duration(part))
-    track = scan_video(path)
-    waveform = frames = None
-    if audio:
-        as_decord = track is not None and track.ordinary
-        waveform = read_waveform(path, sampling_rate, begin, min(stop, begin + max_audio_seconds), as_decord=as_decord)
-    if track is None:
-        if waveform is None:
-            raise MediaError(path, "holds no pictures" + (f" and no sound after {begin:g} s" if audio else ""))
-        return Clip(None, waveform, 0.0, len(waveform) / sampling_rate)
-    part = _part(path, track.timeline, begin, stop)
-    if video:
-        frames = read_frames(path, track, [part[i] for i in sample_frame_indices(len(part), num_frames)], threads)
+    with open_container(path) as container:
+        track = scan_video(container)
+        waveform = None
+        if audio:
+            as_decord = track is not None and track.ordinary
+            last = min(stop, begin + max_audio_seconds)
+            waveform = read_waveform(path, sampling_rate, begin, last, as_decord=as_decord)
+        if track is None:
+            if waveform is None:
+                raise MediaError(path, "holds no pictures" + (f" and no sound after {begin:g} s" if audio else ""))
+            return Clip(None, waveform, 0.0, len(waveform) / sampling_rate)
+        part = _part(path, track.timeline, begin, stop)
+        indices = [part[i] for i in sample_frame_indices(len(part), num_frames)]
+        frames = read_frames(container, track, indices) if video else None
     return Clip(frames, waveform, track.timeline.fps, track.timeline.duration(part))
 
 

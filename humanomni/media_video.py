@@ -12,7 +12,6 @@ that nobody asked for and no other frame is made from, nearly half of a film.
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,41 +57,40 @@ class VideoTrack:
     skippable: bool
 
 
-def scan_video(path: Path) -> VideoTrack | None:
+def scan_video(container: InputContainer) -> VideoTrack | None:
     """Count and time the frames of the main video stream; None when there is no such stream.
 
     Raises:
-        MediaError: the container cannot be opened, or its video stream holds no frame.
+        MediaError: the video stream holds no frame, or frames too large to read.
     """
-    with open_container(path) as container:
-        stream = video_stream(container)
-        if stream is None:
-            return None
-        if stream.width * stream.height > MAX_PIXELS:
-            raise MediaError(path, f"a frame of {stream.width}x{stream.height} pixels is too large to read")
-        rate = stream.average_rate or stream.guessed_rate
-        fps = float(rate) if rate else FALLBACK_FPS
-        every = [(packet.pts, packet.is_keyframe, packet.is_discard) for packet in packets(container, stream)]
-        shown = [(pts, is_key) for pts, is_key, cut_off_by_edit_list in every if not cut_off_by_edit_list]
-        if not shown:
-            raise MediaError(path, "its video stream holds no frame; was the recording or copy broken off?")
-        keys = sorted({pts for pts, _ in shown if pts is not None})
-        if len(keys) < len(shown) or container.format.name in UNTIMED:
-            return VideoTrack(Timeline.even(len(shown), fps), list(range(len(shown))), [], False, False)
-        entries = sorted(pts for pts, is_key in shown if is_key and pts is not None)
-        timeline = Timeline((np.array(keys, dtype=np.float64) - keys[0]) * float(stream.time_base or 0), fps)
-        if not timeline.regular and timeline.seconds[-1] > 0:  # the stated rate is not what the time stamps say
-            timeline = Timeline(timeline.seconds, (len(keys) - 1) / float(timeline.seconds[-1]))
-        ordinary = (
-            container.format.name.startswith("mov,mp4")
-            and stream.codec_context.name == "h264"
-            and stream.frames == len(every) == len(shown)
-            and timeline.regular
-            and not _has_open_gop(shown)
-        )
-        same_colours = stream.format is not None and stream.format.name in SAME_COLOURS
-        skippable = bool(entries) and stream.codec_context.has_b_frames and (same_colours or not ordinary)
-        return VideoTrack(timeline, keys, entries, ordinary, skippable)
+    stream = video_stream(container)
+    if stream is None:
+        return None
+    if stream.width * stream.height > MAX_PIXELS:
+        raise MediaError(container.name, f"a frame of {stream.width}x{stream.height} pixels is too large to read")
+    rate = stream.average_rate or stream.guessed_rate
+    fps = float(rate) if rate else FALLBACK_FPS
+    every = [(packet.pts, packet.is_keyframe, packet.is_discard) for packet in packets(container, stream)]
+    shown = [(pts, is_key) for pts, is_key, cut_off_by_edit_list in every if not cut_off_by_edit_list]
+    if not shown:
+        raise MediaError(container.name, "its video stream holds no frame; was the recording or copy broken off?")
+    keys = sorted({pts for pts, _ in shown if pts is not None})
+    if len(keys) < len(shown) or container.format.name in UNTIMED:
+        return VideoTrack(Timeline.even(len(shown), fps), list(range(len(shown))), [], False, False)
+    entries = sorted(pts for pts, is_key in shown if is_key and pts is not None)
+    timeline = Timeline((np.array(keys, dtype=np.float64) - keys[0]) * float(stream.time_base or 0), fps)
+    if not timeline.regular and timeline.seconds[-1] > 0:  # the stated rate is not what the time stamps say
+        timeline = Timeline(timeline.seconds, (len(keys) - 1) / float(timeline.seconds[-1]))
+    ordinary = (
+        container.format.name.startswith("mov,mp4")
+        and stream.codec_context.name == "h264"
+        and stream.frames == len(every) == len(shown)
+        and timeline.regular
+        and not _has_open_gop(shown)
+    )
+    same_colours = stream.format is not None and stream.format.name in SAME_COLOURS
+    skippable = bool(entries) and stream.codec_context.has_b_frames and (same_colours or not ordinary)
+    return VideoTrack(timeline, keys, entries, ordinary, skippable)
 
 
 def _has_open_gop(shown: list[tuple[int | None, bool]]) -> bool:
@@ -101,7 +99,7 @@ def _has_open_gop(shown: list[tuple[int | None, bool]]) -> bool:
     return bool((pts < np.maximum.accumulate(np.where(is_key, pts, pts.min()))).any())
 
 
-def read_frames(path: Path, track: VideoTrack, indices: list[int], threads: int = 1) -> np.ndarray:
+def read_frames(container: InputContainer, track: VideoTrack, indices: list[int]) -> np.ndarray:
     """RGB frames uint8 [T, H, W, 3], upright, at ascending `indices` (repeats allowed).
 
     Decoding jumps to the key frame before each wanted frame where the container allows it, and keeps wanted frames
@@ -110,29 +108,30 @@ def read_frames(path: Path, track: VideoTrack, indices: list[int], threads: int 
     A frame that is damaged beyond decoding is replaced by the next one, or the last.
 
     Args:
-        threads: of the decoder. More than cores in all decoders together cost a third of the time.
+        container: what `track` was scanned from; where it cannot jump, its file is opened anew.
 
     Raises:
         MediaError: no frame can be decoded.
     """
+    path = Path(container.name)
     wanted = [track.keys[i] for i in indices]
     as_decord = track.ordinary and decord is not None
-    found = _jump(path, track, wanted, threads) if track.skippable or not as_decord else {}
+    found = _jump(container, track, wanted) if track.skippable or not as_decord else {}
     complete = found.keys() >= set(wanted)
     # Of interlaced frames decord makes other colours than PyAV.
     if as_decord and (not complete or any(frame.interlaced_frame for frame in found.values())):
-        frames = _decord_frames(path, len(track.keys), indices, threads)
+        frames = _decord_frames(path, len(track.keys), indices)
         if frames is not None:
             return frames
     if not complete:
-        found = _walk(path, wanted, threads, stamped=bool(track.entries))
+        found = _walk(path, wanted, stamped=bool(track.entries))
     return _upright([found[key] for key in wanted])
 
 
-def _decord_frames(path: Path, count: int, indices: list[int], threads: int) -> np.ndarray | None:
+def _decord_frames(path: Path, count: int, indices: list[int]) -> np.ndarray | None:
     """Frames [T, H, W, 3] as decord gives them, or None when it cannot."""
     try:
-        reader = decord.VideoReader(str(path.absolute()), num_threads=threads)
+        reader = decord.VideoReader(str(path.absolute()), num_threads=1)
         if len(reader) == count:
             return reader.get_batch(indices).asnumpy()
         reason = f"it counts {len(reader)} frames, not {count}"
@@ -142,45 +141,45 @@ def _decord_frames(path: Path, count: int, indices: list[int], threads: int) -> 
     return None
 
 
-@contextmanager
-def _opened(path: Path, threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
-    with open_container(path) as container:
-        stream = video_stream(container)
-        if stream is None:
-            raise MediaError(path, "its video stream vanished while it was read")
-        stream.thread_type, stream.thread_count = "AUTO", threads
-        yield container, stream
+def _single_threaded_stream(container: InputContainer) -> VideoStream:
+    """The main video stream, decoded by one thread: clips are decoded side by side, which uses the cores better."""
+    stream = video_stream(container)
+    if stream is None:
+        raise MediaError(container.name, "its video stream vanished while it was read")
+    stream.thread_count = 1
+    return stream
 
 
-def _jump(path: Path, track: VideoTrack, wanted: list[int], threads: int) -> dict[int, av.VideoFrame]:
+def _jump(container: InputContainer, track: VideoTrack, wanted: list[int]) -> dict[int, av.VideoFrame]:
     """The `wanted` frames by time stamp, up to the first that is not where time stamps and key frames say."""
     found: dict[int, av.VideoFrame] = {}
     if not track.entries:
         return found
-    with _opened(path, threads) as (container, stream):
-        frames: Iterator[av.VideoFrame] = iter(())
-        position = None
-        for key in sorted(set(wanted)):
-            entry = track.entries[max(bisect_right(track.entries, key) - 1, 0)]
-            if position is None or entry > position:
-                container.seek(entry, stream=stream)
-                frames = decoded(container, stream, set(wanted) if track.skippable else None)
-            for frame in frames:
-                position = frame.pts
-                if position is None or position >= key:
-                    break
-            if position != key:
+    stream = _single_threaded_stream(container)
+    frames: Iterator[av.VideoFrame] = iter(())
+    position = None
+    for key in sorted(set(wanted)):
+        entry = track.entries[max(bisect_right(track.entries, key) - 1, 0)]
+        if position is None or entry > position:
+            container.seek(entry, stream=stream)
+            frames = decoded(container, stream, set(wanted) if track.skippable else None)
+        for frame in frames:
+            position = frame.pts
+            if position is None or position >= key:
                 break
-            found[key] = frame
+        if position != key:
+            break
+        found[key] = frame
     return found
 
 
-def _walk(path: Path, wanted: list[int], threads: int, *, stamped: bool) -> dict[int, av.VideoFrame]:
+def _walk(path: Path, wanted: list[int], *, stamped: bool) -> dict[int, av.VideoFrame]:
     """The `wanted` frames, each the first at or after its key, or the last of all, found by decoding from the start."""
     found: dict[int, av.VideoFrame] = {}
     remaining = sorted(set(wanted), reverse=True)
     frame = None
-    with _opened(path, threads) as (container, stream):
+    with open_container(path) as container:
+        stream = _single_threaded_stream(container)
         for number, frame in enumerate(decoded(container, stream)):
             key = frame.pts if stamped else number
             while remaining and key is not None and key >= remaining[-1]:

@@ -89,7 +89,6 @@ class HumanOmniProcessor(ProcessorMixin):
         modality: str = "video_audio",
         start: float | None = None,
         end: float | None = None,
-        threads: int = 1,
     ) -> Clip:
         """Decodes what a prompt of this modality shows of a file, or of its part between two seconds.
 
@@ -110,7 +109,6 @@ class HumanOmniProcessor(ProcessorMixin):
             video=pictures,
             audio="audio" in media,
             max_audio_seconds=self.feature_extractor.chunk_length,  # the mel holds no more
-            threads=threads,
         )
         if pictures and clip.frames is None:
             raise MediaError(path, "holds no pictures; of sound alone the modality is audio")
@@ -120,18 +118,18 @@ class HumanOmniProcessor(ProcessorMixin):
 
     def resize(self, frames: np.ndarray) -> Tensor:
         """Frames uint8 [T, H, W, 3] -> uint8 [T, 3, S, S], squared as ``frame_fit`` says: what a cache keeps."""
+        size, resample = self.image_processor.size, self.image_processor.resample
         images = [Image.fromarray(frame) for frame in frames]
         height, width = frames.shape[1:3]
         if self.frame_fit == "pad":
             height = width = max(height, width)
         # Width before height, as Pillow always did when the published models were trained; Pillow 13 takes the cheaper
         # order, which differs by up to 19 levels on narrow images. Rows that are all padding need no resizing.
-        narrow, resample = self.image_processor.size["width"], self.image_processor.resample
         images = [self._padded(image, width, image.height) for image in images]
-        images = [image.resize((narrow, image.height), resample) for image in images]
-        images = [self._padded(image, narrow, height) for image in images]
-        resized = self.image_processor(images=images, do_rescale=False, do_normalize=False, return_tensors="pt")
-        return resized["pixel_values"].to(torch.uint8)
+        images = [image.resize((size["width"], image.height), resample) for image in images]
+        images = [self._padded(image, size["width"], height) for image in images]
+        images = [image.resize((size["width"], size["height"]), resample) for image in images]
+        return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
 
     def _padded(self, image: Image.Image, width: int, height: int) -> Image.Image:
         """The image amid the mean colour, which is what normalising makes zero."""

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from humanomni.datasets.source import SOUND_SUFFIXES
 from humanomni.media import Clip, MediaError, load_clip
+from humanomni.media_container import open_container
 from humanomni.media_images import list_images
 from humanomni.media_video import scan_video
 from humanomni.records import JsonlWriter, Line, read_jsonl, write_whole
@@ -100,7 +101,10 @@ def check_clip(path: Path) -> ClipCheck:
     try:
         clip = load_clip(path)
         images = list_images(path)
-        track = None if images else scan_video(path)
+        track = None
+        if not images:
+            with open_container(path) as container:
+                track = scan_video(container)
     except (MediaError, OSError, MemoryError, RuntimeError, ValueError) as error:
         return ClipCheck(error=error.reason if isinstance(error, MediaError) else f"{type(error).__name__}: {error}")
     if clip.frames is None and path.suffix.lower() not in SOUND_SUFFIXES:

@@ -65,11 +65,8 @@ class ClipLoader:
         """A loader of another modality, through the same cache."""
         return self if modality == self.modality else ClipLoader(self.processor, modality, self.cache)
 
-    def load(self, path: Path, start: float | None = None, end: float | None = None, threads: int = 1) -> TrainingClip:
+    def load(self, path: Path, start: float | None = None, end: float | None = None) -> TrainingClip:
         """The clip, or its part between two seconds; a text prompt has none, and its file is not touched.
-
-        Args:
-            threads: of the video decoder.
 
         Raises:
             MediaError: when the file is missing, cannot be decoded, or holds no pictures where some are asked for.
@@ -77,7 +74,7 @@ class ClipLoader:
         if not MODALITIES[self.modality]:
             return TrainingClip(pixels=None, mel=None)
         if self.cache is None:
-            return self._decode(path, start, end, threads)
+            return self._decode(path, start, end)
         entry = self.cache / f"{self._key(path, start, end)}.safetensors"
         try:
             tensors = load_file(entry)
@@ -87,13 +84,13 @@ class ClipLoader:
             logger.warning("%s is damaged (%s) and is made again", entry, error)
         else:
             return TrainingClip(tensors.get("pixels"), tensors.get("mel"), bool(tensors["has_audio"]))
-        clip = self._decode(path, start, end, threads)
+        clip = self._decode(path, start, end)
         if self._takes_more:
             self._store(entry, clip)
         return clip
 
-    def _decode(self, path: Path, start: float | None, end: float | None, threads: int) -> TrainingClip:
-        clip = self.processor.load_clip(path, self.modality, start, end, threads)
+    def _decode(self, path: Path, start: float | None, end: float | None) -> TrainingClip:
+        clip = self.processor.load_clip(path, self.modality, start, end)
         return TrainingClip(
             pixels=None if clip.frames is None else self.processor.resize(clip.frames),
             mel=self.processor.mel(clip.waveform) if "audio" in MODALITIES[self.modality] else None,
