@@ -4,19 +4,18 @@ transformers' loop launches each of a step's thousand kernels from Python, some 
 Here a step's shapes and addresses never change, so a CUDA graph replays it; sampling stays outside, with transformers'
 own processors. One layer is compiled and serves all: seconds, not the half minute that a whole model takes.
 
-Shape suffixes: B rows, P positions of the prompt, C positions of the cache, N heads, K key-value heads, H head width,
-D model width.
+Shape suffixes: B rows, P positions of the prompt, S positions of a pass (P or 1), C positions of the cache, N heads,
+K key-value heads, H head width, D model width.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen2Model
-from transformers.cache_utils import DynamicCache
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 _CAPACITY_STEP = 128  # prompts of about one length share a cache and its graph
@@ -29,7 +28,8 @@ class Decoder:
         language_model: Qwen2 with full attention in every layer.
         lm_head: its vocabulary head.
         dtype: what to compute in; weights of another one, or with a LoRA adapter, are copied, the adapter merged, and
-            :meth:`refresh` brings the copy up to date.
+            :meth:`refresh` brings the copy up to date. Frozen weights of this one are laid side by side where one
+            product can then take the place of several; the model's parameters become parts of the whole.
         rows: B.
         positions: what the cache must hold at least; C is the next multiple of 128.
     """
@@ -40,15 +40,13 @@ class Decoder:
         self.rows, self.capacity = rows, -(-positions // _CAPACITY_STEP) * _CAPACITY_STEP
         self.dtype = dtype
         self._source: nn.ModuleList = nn.ModuleList([language_model, lm_head])
+        self._adapted = list(_adapted_layers(self._source))
         same = all(parameter.dtype == dtype for parameter in self._source.parameters())
-        self._modules = (
-            self._source if same and not _adapted_layers(self._source) else _merged_copy(self._source, dtype)
-        )
+        self._modules = self._source if same and not self._adapted else _merged_copy(self._source, dtype)
+        self._layers = [_Layer(layer) for layer in self._parts[0].layers]
         config: Any = language_model.config
         device = lm_head.weight.device
-        first_layer: Any = language_model.layers[0]
-        head_width = first_layer.self_attn.head_dim
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, self.capacity, head_width)
+        shape = (len(self._layers), rows, config.num_key_value_heads, self.capacity, self._layers[0].head_width)
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros_like(self._keys)
         # What the steps read and write in place, because a graph knows tensors by their address.
@@ -57,10 +55,12 @@ class Decoder:
         self._positions = torch.zeros(rows, dtype=torch.long, device=device)
         self._slot = torch.zeros(1, dtype=torch.long, device=device)
         self._logits = torch.zeros(rows, config.vocab_size, dtype=dtype, device=device)
-        self._layer: Callable[..., Tensor] = _decode_layer
+        self._read: Callable[..., tuple[Tensor, Tensor, Tensor]] = _read
+        self._decode: Callable[..., Tensor] = _decode
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
-            self._layer = torch.compile(_decode_layer, fullgraph=True, dynamic=False)
+            self._read = torch.compile(_read, fullgraph=True, dynamic=True)
+            self._decode = torch.compile(_decode, fullgraph=True, dynamic=False)
 
     @property
     def _parts(self) -> tuple[Any, Any]:
@@ -69,6 +69,7 @@ class Decoder:
     def fits(self, lm_head: nn.Linear, dtype: torch.dtype, rows: int, positions: int) -> bool:
         """Whether this decoder can take a batch of these weights and sizes."""
         same_weights = self._source[1] is lm_head and self._keys.device == lm_head.weight.device
+        same_weights = same_weights and self._adapted == list(_adapted_layers(self._source))
         writable = self._keys.is_inference() == torch.is_inference_mode_enabled()
         large_enough = rows <= self.rows and positions <= self.capacity
         return same_weights and writable and dtype == self.dtype and large_enough
@@ -89,24 +90,20 @@ class Decoder:
         language_model, lm_head = self._parts
         prompts, length = mask_BP.shape
         positions_BP = (mask_BP.cumsum(dim=1) - 1).clamp(min=0)
-        cache: Any = DynamicCache(config=language_model.config)
-        hidden = language_model(
-            inputs_embeds=embeds_BPD.to(self.dtype),
-            attention_mask=mask_BP,
-            position_ids=positions_BP,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        hidden_BPD = embeds_BPD.to(self.dtype)
+        rotation = language_model.rotary_emb(hidden_BPD, positions_BP)
+        may_look = None if mask_BP.all() else _causal(mask_BP)
         rows = prompts * copies
-        for index, layer in enumerate(cache.layers):
-            self._keys[index, :rows, :, :length] = layer.keys.repeat_interleave(copies, dim=0)
-            self._values[index, :rows, :, :length] = layer.values.repeat_interleave(copies, dim=0)
+        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+            hidden_BPD, keys_BKPH, values_BKPH = self._read(layer, hidden_BPD, *rotation, may_look)
+            keys[:rows, :, :length] = keys_BKPH.repeat_interleave(copies, dim=0)
+            values[:rows, :, :length] = values_BKPH.repeat_interleave(copies, dim=0)
         self._bias.fill_(torch.finfo(self.dtype).min)
         seen_BP = mask_BP.bool().repeat_interleave(copies, dim=0)
         self._bias[:rows, 0, 0, :length].masked_fill_(seen_BP, 0)
         self._positions[:rows] = positions_BP[:, -1].repeat_interleave(copies)
         self._slot.fill_(length - 1)
-        return lm_head(hidden[:, -1]).repeat_interleave(copies, dim=0)
+        return lm_head(language_model.norm(hidden_BPD[:, -1])).repeat_interleave(copies, dim=0)
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Takes one token a row and returns the logits [B, vocabulary] of the next, valid until the next call."""
@@ -144,13 +141,57 @@ class Decoder:
         self._bias.index_fill_(3, self._slot, 0)
         hidden_B1D = language_model.embed_tokens(self._tokens).unsqueeze(1)
         rotation = language_model.rotary_emb(hidden_B1D, self._positions.unsqueeze(1))
-        for layer, keys, values in zip(language_model.layers, self._keys, self._values, strict=True):
-            hidden_B1D = self._layer(layer, hidden_B1D, *rotation, keys, values, self._slot, self._bias)
+        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+            hidden_B1D = self._decode(layer, hidden_B1D, *rotation, keys, values, self._slot, self._bias)
         self._logits.copy_(lm_head(language_model.norm(hidden_B1D)[:, 0]))
 
 
-def _decode_layer(
-    layer: Any,
+class _Layer(nn.Module):
+    """A Qwen2 layer around its attention; products of the same input are one product where their weights can be."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.head_width, self.scaling = attention.head_dim, attention.scaling
+        self.input_norm, self.post_attention_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.query_key_value = _side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.output = attention.o_proj
+        self.gate_up = _side_by_side([mlp.gate_proj, mlp.up_proj])
+        self.activation, self.down = mlp.act_fn, mlp.down_proj
+        config = attention.config
+        self.heads = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads]
+
+    def before_attention(self, hidden_BSD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query [B, N, S, H], key and value [B, K, S, H], turned to their positions."""
+        projected = self.query_key_value(self.input_norm(hidden_BSD)).unflatten(2, (-1, self.head_width))
+        query, key, value = projected.transpose(1, 2).split(self.heads, dim=1)
+        return *apply_rotary_pos_emb(query, key, cos, sin), value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, may_look: Tensor | None) -> Tensor:
+        """[B, S, N * H]; without a mask, causally."""
+        # Grouped-query heads read the cache as it is: to repeat it first would move several times its bytes.
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=may_look, is_causal=may_look is None, scale=self.scaling, enable_gqa=True
+        )
+        return attended.transpose(1, 2).flatten(2)
+
+    def after_attention(self, hidden_BSD: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output [B, S, D]."""
+        hidden_BSD = hidden_BSD + self.output(attended)
+        gate, up = self.gate_up(self.post_attention_norm(hidden_BSD)).chunk(2, dim=-1)
+        return hidden_BSD + self.down(self.activation(gate) * up)
+
+
+def _read(
+    layer: _Layer, hidden_BPD: Tensor, cos: Tensor, sin: Tensor, may_look: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer on whole prompts; also their keys and values [B, K, P, H]."""
+    query, key, value = layer.before_attention(hidden_BPD, cos, sin)
+    return layer.after_attention(hidden_BPD, layer.attend(query, key, value, may_look)), key, value
+
+
+def _decode(
+    layer: _Layer,
     hidden_B1D: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -159,22 +200,52 @@ def _decode_layer(
     slot: Tensor,
     bias_B11C: Tensor,
 ) -> Tensor:
-    """One Qwen2 layer on one token a row; writes its keys and values at ``slot``."""
-    attention = layer.self_attn
-    normed = layer.input_layernorm(hidden_B1D)
-    heads = (len(hidden_B1D), 1, -1, attention.head_dim)
-    query_BN1H = attention.q_proj(normed).view(heads).transpose(1, 2)
-    key_BK1H = attention.k_proj(normed).view(heads).transpose(1, 2)
-    value_BK1H = attention.v_proj(normed).view(heads).transpose(1, 2)
-    query_BN1H, key_BK1H = apply_rotary_pos_emb(query_BN1H, key_BK1H, cos, sin)
-    keys_BKCH.index_copy_(2, slot, key_BK1H)
-    values_BKCH.index_copy_(2, slot, value_BK1H)
-    # Grouped-query heads read the cache as it is: to repeat it first would move several times its bytes.
-    attended = F.scaled_dot_product_attention(
-        query_BN1H, keys_BKCH, values_BKCH, attn_mask=bias_B11C, scale=attention.scaling, enable_gqa=True
-    )
-    hidden_B1D = hidden_B1D + attention.o_proj(attended.transpose(1, 2).flatten(2))
-    return hidden_B1D + layer.mlp(layer.post_attention_layernorm(hidden_B1D))
+    """One layer on one token a row; writes its keys and values at ``slot``."""
+    query, key, value = layer.before_attention(hidden_B1D, cos, sin)
+    keys_BKCH.index_copy_(2, slot, key)
+    values_BKCH.index_copy_(2, slot, value)
+    return layer.after_attention(hidden_B1D, layer.attend(query, keys_BKCH, values_BKCH, bias_B11C))
+
+
+def _causal(mask_BP: Tensor) -> Tensor:
+    """Which positions a position may look at [B, 1, P, P]: its row's own up to itself, and of padding itself."""
+    length = mask_BP.shape[1]
+    earlier_PP = torch.ones(length, length, dtype=torch.bool, device=mask_BP.device).tril()
+    itself_PP = torch.eye(length, dtype=torch.bool, device=mask_BP.device)
+    return ((mask_BP.bool()[:, None] & earlier_PP) | itself_PP)[:, None]
+
+
+class _InTurn(nn.ModuleList):
+    """Layers that read the same input, each with a product of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x) for layer in self], dim=-1)
+
+
+def _side_by_side(layers: Sequence[nn.Module]) -> nn.Module:
+    """One linear layer in the place of several of the same input, whose parameters become parts of its own.
+
+    Not of quantised or sharded weights, nor of trained ones, which an optimizer may have laid out in its own way.
+    """
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    plain = all(type(layer) is nn.Linear for layer in layers) and all(type(p) is nn.Parameter for p in parameters)
+    if not plain or any(parameter.requires_grad for parameter in parameters):
+        return _InTurn(layers)
+    linears = cast(Sequence[nn.Linear], layers)
+    out_features = sum(linear.out_features for linear in linears)
+    joined = nn.Linear(linears[0].in_features, out_features, bias=False, device="meta")
+    # Outside of inference mode, so that the model can still be trained and saved.
+    with torch.inference_mode(False), torch.no_grad():
+        for name, _ in linears[0].named_parameters():
+            setattr(joined, name, _joined([getattr(linear, name) for linear in linears]))
+    return joined
+
+
+def _joined(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+    whole = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, whole.split([len(parameter) for parameter in parameters]), strict=True):
+        parameter.data = part
+    return nn.Parameter(whole, requires_grad=False)
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
@@ -189,7 +260,7 @@ def _merged_copy(modules: nn.ModuleList, dtype: torch.dtype) -> nn.ModuleList:
     for name, layer in _adapted_layers(merged).items():
         merged.set_submodule(name, layer.base_layer)
     cast_parameters(merged, dtype)
-    return merged
+    return merged.requires_grad_(False)
 
 
 def _merged_parameters(modules: nn.Module) -> Iterator[Tensor]:

@@ -36,7 +36,7 @@ class LoadOptions:
         model: native HumanOmni folder, or the folder of a LoRA adapter, which names its base.
         adapter: folder of a LoRA adapter on ``model``.
         dtype: of :data:`DTYPES`; "auto" is the checkpoint's own.
-        attention: of :data:`ATTENTIONS`.
+        attention: of :data:`ATTENTIONS`; responses are decoded with sdpa whatever it is.
         quantize: of :data:`QUANTIZATIONS`, the language model's weights alone; None is none.
     """
 
@@ -80,7 +80,12 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--adapter", type=Path, help="folder of a LoRA adapter to merge into the model")
     add("--dtype", choices=DTYPES, default="auto", help="precision (the checkpoint's own)")
-    add("--attention", choices=ATTENTIONS, default="sdpa", help="attention implementation (%(default)s)")
+    add(
+        "--attention",
+        choices=ATTENTIONS,
+        default="sdpa",
+        help="attention of towers and scoring (%(default)s); decoding takes sdpa",
+    )
     add("--quantize", choices=QUANTIZATIONS, help="keep the language model's weights in 8 or 4 bits (bitsandbytes)")
     add("--device", help="as torch names it (a process's own GPU; without one, cpu)")
 
@@ -101,7 +106,7 @@ def load_processor(options: LoadOptions) -> "HumanOmniProcessor":
 
 
 def load_model(options: LoadOptions, device: str = "cpu") -> "HumanOmniForConditionalGeneration":
-    """The model, in evaluation mode, its adapter merged.
+    """The model, frozen and in evaluation mode, its adapter merged.
 
     On quantised weights the adapter stays beside them: merging would round it away.
 
@@ -131,7 +136,7 @@ def load_model(options: LoadOptions, device: str = "cpu") -> "HumanOmniForCondit
         raise LoadError(f"{options.model} lacks {len(missing)} tensors, the first is {missing[0]}: make it again")
     if options.adapter is not None:
         model = _with_adapter(model, options.adapter, merge=options.quantize is None)
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def _require_device(device: str) -> None:

@@ -18,9 +18,10 @@ def processor(tiny_model_dir: Path) -> HumanOmniProcessor:
     return HumanOmniProcessor.from_pretrained(tiny_model_dir)
 
 
-@pytest.fixture
-def model(tiny_model_dir: Path) -> HumanOmniForConditionalGeneration:
-    return HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir)
+@pytest.fixture(params=["trained", "frozen"])
+def model(tiny_model_dir: Path, request: pytest.FixtureRequest) -> HumanOmniForConditionalGeneration:
+    """Frozen weights are laid side by side."""
+    return HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir).requires_grad_(request.param == "trained")
 
 
 def batch(processor: HumanOmniProcessor, questions: list[str]) -> dict[str, torch.Tensor]:
@@ -139,3 +140,23 @@ def test_a_copy_in_half_precision_is_the_model_in_half_precision_at_far_position
         for each in (model.requires_grad_(False), half.requires_grad_(False))
     ]
     assert torch.equal(*logits)
+
+
+def test_weights_laid_side_by_side_are_still_the_models(
+    tiny_model_dir: Path, processor: HumanOmniProcessor, tmp_path: Path
+) -> None:
+    frozen = HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir).requires_grad_(False)
+    before = {name: value.clone() for name, value in frozen.state_dict().items()}
+    inputs = batch(processor, QUESTIONS)
+    with torch.inference_mode():
+        response = frozen.generate(**inputs, **GREEDY)
+    attention = frozen.model.language_model.layers[0].self_attn
+    storages = {linear.weight.untyped_storage().data_ptr() for linear in (attention.q_proj, attention.v_proj)}
+    assert len(storages) == 1, "no copy beside the model's own weights"
+    frozen.save_pretrained(tmp_path / "saved")
+    again = HumanOmniForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    assert all(torch.equal(value, before[name]) for name, value in again.state_dict().items())
+    assert torch.equal(again.generate(**inputs, **GREEDY), response)
+
+    frozen.requires_grad_(True)(**inputs, labels=inputs["input_ids"]).loss.backward()
+    assert attention.k_proj.weight.grad is not None
