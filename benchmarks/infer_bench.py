@@ -38,7 +38,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--num_workers", type=int, help="processes that decode clips (one a core)")
     parser.add_argument("--cached", action="store_true", help="decode the clips beforehand, into a cache")
-    parser.add_argument("--profile", action="store_true", help="name the top costs of the last batch")
+    parser.add_argument("--profile", action="store_true", help="time the phases, and name the last batch's top costs")
     options = parser.parse_args(command_line)
     batch = options.batch_size or BATCH[options.size]
 
@@ -51,7 +51,8 @@ def main(command_line: Sequence[str] | None = None) -> None:
         cache = folder / "cache" if options.cached else None
         loading = LoadOptions(save_without_weights(config, processor, folder / "model"))
         # The folder holds no weights: they are drawn where they are to be.
-        with mock.patch.object(inference, "load_model", return_value=make_model(config, "cuda", torch.bfloat16).eval()):
+        model = make_model(config, "cuda", torch.bfloat16).eval().requires_grad_(False)
+        with mock.patch.object(inference, "load_model", return_value=model):
             predictor = Predictor(loading, max_new_tokens=NEW_TOKENS, device="cuda", clip_cache=cache)
         # Random weights would end a response at any token.
         predictor.model.generation_config.suppress_tokens = [
@@ -60,7 +61,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
         ]
         predictor.model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
         predictor.model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
-        phases = Phases()
+        phases = Phases(options.profile)
         for method, part in (("inputs", "collate"), ("_generate", "model")):
             phases.watch(predictor, method, part)
         items = [Item(line, Record(clip.stem, str(clip), question, None), clip) for line, clip in enumerate(clips)]

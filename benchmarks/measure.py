@@ -46,13 +46,19 @@ def _seconds(work: Callable[[], Any], repeats: int = 10) -> float:
 
 
 class Phases:
-    """Seconds spent in named parts of a piece of work, each part waited for on the GPU."""
+    """Seconds spent in named parts of a piece of work.
 
-    def __init__(self) -> None:
+    The GPU is waited for before and after each part, so whole steps and batches are timed without.
+    """
+
+    def __init__(self, watching: bool) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self._watching = watching
 
     def watch(self, owner: Any, method: str, name: str) -> None:
         """Adds the time of every call of ``owner.method`` to part ``name``."""
+        if not self._watching:
+            return
         original = getattr(owner, method)
 
         def watched(*args: Any, **kwargs: Any) -> Any:

@@ -125,7 +125,7 @@ def bench_grpo(workload: Workload, config: HumanOmniConfig, folder: Path, option
         judge_watch=JudgeWatch(20, 0.5),
         callbacks=[clock],
     )
-    phases = Phases()
+    phases = Phases(options.profile)
     for method, name in (
         ("_tokenize_prompts", "clips, towers"),
         ("_generate_single_turn", "rollouts"),
@@ -177,7 +177,7 @@ def bench_sft(workload: Workload, config: HumanOmniConfig, folder: Path, options
         processing_class=processor,
         callbacks=[clock],
     )
-    phases = Phases()
+    phases = Phases(options.profile)
     phases.watch(trainer, "compute_loss", "forward")
     phases.watch(trainer, "training_step", "forward and backward")
     roofline = Roofline(config, model, Ceilings.measure(), SFT_TEXT_TOKENS)
@@ -225,7 +225,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the trained weights")
     parser.add_argument("--lora_rank", type=int, default=0, help="LoRA on the language model")
     parser.add_argument("--keep_activations", action="store_true", help="no gradient checkpointing")
-    parser.add_argument("--profile", action="store_true", help="name the top costs of the last step")
+    parser.add_argument("--profile", action="store_true", help="time the phases, and name the last step's top costs")
     options = parser.parse_args(command_line)
     benches = {"grpo": bench_grpo, "sft": bench_sft}
     for stage in [options.stage] if options.stage else list(benches):
