@@ -8,6 +8,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from humanomni.configuration import HumanOmniConfig
 from humanomni.modeling import HumanOmniForConditionalGeneration, cast_ahead
+from humanomni.projector import RegBlock
 from humanomni.training.lora import add_adapter
 
 
@@ -44,11 +45,12 @@ def prepare(model: HumanOmniForConditionalGeneration, path: Path, arguments: Any
 
 
 def compile_layers(model: HumanOmniForConditionalGeneration, arguments: Any) -> None:
-    """Compiles the language model's layers where that pays: on a GPU, with whole weights.
+    """Compiles the language model's layers and the projector's blocks where that pays: on a GPU, with whole weights.
 
     All layers share one compiled layer. It fuses norms, rotations, activations and autocast's casts, which are a third
     of a step of the 0.5B (docs/performance.md).
     """
     if torch.cuda.is_available() and arguments.sharding_stage < 3:
-        for layer in model.model.language_model.layers:
+        blocks = [module for module in model.model.projector.modules() if isinstance(module, RegBlock)]
+        for layer in (*model.model.language_model.layers, *blocks):
             layer.compile()
