@@ -12,9 +12,11 @@ Work, as a sum of phases, each max(operations / peak FLOP/s, bytes / bandwidth):
     inference batch  towers, projector and prefill of every prompt; then a step a token, which reads the language
                      model's weights and head once (2 bytes each) and every row's keys and values so far
     GRPO step        towers once a clip; one prefill a prompt; the steps as above; reference (1 forward) and policy
-                     (forward and backward: 3 forwards; 4 with gradient checkpointing) over prompt + G completions;
-                     AdamW: reads and writes 28 bytes a trained float32 weight (14 a bfloat16 one)
-    SFT step         towers (1 forward); language model, projector and head (3, or 4); AdamW as above
+                     (training, below) over prompt + G completions; AdamW: reads and writes 28 bytes a trained float32
+                     weight (14 a bfloat16 one)
+    SFT step         towers (1 forward); training of language model, projector and head; AdamW as above
+    training         as many operations as 2 forwards, for outputs and for inputs' gradients; 1 more for weights'
+                     gradients, which frozen weights under LoRA have none of; 1 more with gradient checkpointing
 
 The peaks are measured, not read from a data sheet (see Ceilings): the figures are floors, not forecasts.
 """
@@ -91,20 +93,27 @@ class Roofline:
     def grpo(self, prompts: int, completions: int, new_tokens: int, checkpointing: bool) -> float:
         """Seconds of one optimizer step."""
         scored = completions * new_tokens
-        packed = self.prompt + scored
-        context = self.prompt + new_tokens
-        forward = self.projector() + self.language(packed, context) + self.head(scored)
-        passes = 1 + (4 if checkpointing else 3)
         prefill = self.projector() + self.language(self.prompt)
-        operations = prompts * (self.towers() + prefill + passes * forward)
+        reference = self.projector() + self.language(self.prompt + scored, self.prompt + new_tokens) + self.head(scored)
+        policy = self.training(self.prompt + scored, scored, checkpointing, context=self.prompt + new_tokens)
+        operations = prompts * (self.towers() + prefill + reference + policy)
         decoding = self.decoding(prompts * completions, new_tokens)
         return operations / self.ceilings.flops + decoding + self.optimizer()
 
     def sft(self, rows: int, target_tokens: int, checkpointing: bool) -> float:
         """Seconds of one optimizer step."""
-        forward = self.projector() + self.language(self.prompt) + self.head(target_tokens)
-        operations = rows * (self.towers() + (4 if checkpointing else 3) * forward)
+        operations = rows * (self.towers() + self.training(self.prompt, target_tokens, checkpointing))
         return operations / self.ceilings.flops + self.optimizer()
+
+    def training(self, tokens: int, targets: int, checkpointing: bool, context: int | None = None) -> float:
+        """Operations of forward and backward over one sequence, its targets' logits among them."""
+        model = self.model.model
+        parts = {
+            model.projector: self.projector(),
+            model.language_model.layers: self.language(tokens, context),
+            self.model.lm_head: self.head(targets),
+        }
+        return sum(forward * (2 + _trains_weights(part) + checkpointing) for part, forward in parts.items())
 
     def optimizer(self) -> float:
         """Seconds of AdamW: weight, both moments read and written, the gradient read."""
@@ -115,3 +124,7 @@ class Roofline:
 def _tower(module: nn.Module, layers: int, tokens: int, width: int) -> float:
     weights = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
     return 2.0 * weights * tokens + 4.0 * layers * tokens**2 * width
+
+
+def _trains_weights(module: nn.Module) -> bool:
+    return any(p.requires_grad for name, p in module.named_parameters() if ".lora_" not in name)

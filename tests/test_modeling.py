@@ -153,6 +153,10 @@ def test_parts_train_and_freeze_by_name(golden_checkpoint: Path) -> None:
     assert [part for part in PARTS if counts[part][0]] == ["projector", "gate"]
     assert sum(trained + frozen for trained, frozen in counts.values()) == model.num_parameters()
     assert not model.model.bert.training, "a frozen BERT must not drop out"
+    model.set_trainable(["bert"])
+    assert model.model.bert.training
+    assert not any(module.training for module in model.eval().modules())
+    assert model.train().model.bert.training
     with pytest.raises(ValueError, match="gait"):
         model.set_trainable(["gait"])
 
