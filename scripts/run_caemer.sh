@@ -81,6 +81,10 @@ for override in "${overrides[@]}"; do
         exit 2
     fi
 done
+if [ -n "$only" ] && [[ " ${STAGES[*]} " != *" $only "* ]]; then
+    echo "--stage $only is none of ${STAGES[*]}" >&2
+    exit 2
+fi
 [ -d "configs/$size" ] || { echo "--size $size: there is no folder configs/$size" >&2; exit 2; }
 name=${name:-$size}
 model=${model:-models/HumanOmni-$size}
@@ -188,7 +192,6 @@ run_stage() {
         rft) train rft train_sft.py "$run/grpo2" "$run/rejection/rft.jsonl" '' ;;
         grpo3) train grpo3 train_grpo.py "$run/${TRAINED[-2]}" "$data/grpo_train.jsonl" ;;
         evaluate) evaluate ;;
-        *) echo "--stage $1 is none of ${STAGES[*]}" >&2; return 2 ;;
     esac
 }
 

@@ -210,8 +210,8 @@ def test_what_is_not_there_is_named_with_the_mend(
 
 
 def test_a_row_without_a_clip_is_named_as_the_sheet_numbers_it(clip: Path, root: Path, tmp_path: Path) -> None:
-    Layout(root, clip).text("labels.csv", "video,label", "a.mp4,anger", ",fear")
-    assert "row 3 has no video" in prepared(root, "custom --table labels.csv", tmp_path / "out").stderr
+    Layout(root, clip).text("labels.csv", "video,label", "a.mp4,anger", "", ",", ",fear")
+    assert "row 5 has no video" in prepared(root, "custom --table labels.csv", tmp_path / "out").stderr
 
 
 def test_a_sheet_that_is_none_is_named(root: Path, tmp_path: Path) -> None:

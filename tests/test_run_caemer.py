@@ -438,6 +438,7 @@ def judges(folder: Path) -> list[str]:
         (("--size", "8B"), "there is no folder configs/8B"),
         (("--name",), "--name needs a value"),
         (("--stage", "dpo"), "--stage dpo is none of sft"),
+        (("--stage", "rft", "--without_rft"), "--stage rft is none of sft grpo1 grpo2 grpo3 evaluate"),
         (("--set", "grop2.rewards=format"), "grop2.rewards=format is no STEP.KEY=VALUE with a step of this run: sft"),
         (("--set", "grpo2.rewards"), "--set grpo2.rewards is no STEP.KEY=VALUE"),
         (("--set", "grpo2=format"), "--set grpo2=format is no STEP.KEY=VALUE"),

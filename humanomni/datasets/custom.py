@@ -14,7 +14,7 @@ from humanomni.datasets.source import (
     Sample,
     Source,
 )
-from humanomni.datasets.tables import TABLE_SUFFIXES, holds_json, read_table
+from humanomni.datasets.tables import TABLE_SUFFIXES, numbered_table
 from humanomni.records import BadLine, Line, Record, RecordError, read_jsonl
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def _read_table(source: Source, table: Path, options: Options) -> Iterator[Sampl
         raise DatasetError(f"--table {table}: no such file, or none of {', '.join(TABLE_SUFFIXES)}")
     columns = (options.label_column, options.id_column, options.split_column, options.explanation_column)
     wanted = [options.video_column, *(column for column in columns if column)]
-    for number, row in enumerate(read_table(path, wanted, gb18030=False), start=1 if holds_json(path) else 2):
+    for number, row in numbered_table(path, wanted, gb18030=False):
         video = row.get(options.video_column)
         if not video:
             raise DatasetError(f"{path}: row {number} has no {options.video_column}")

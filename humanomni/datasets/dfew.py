@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from humanomni.datasets.source import Dataset, DatasetError, Options, Sample, Source
-from humanomni.datasets.tables import read_table
+from humanomni.datasets.tables import numbered_table
 
 _CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")  # ids from 1
 _CANONICAL = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
@@ -19,7 +19,7 @@ def _read(source: Source, options: Options) -> Iterator[Sample]:
     if not lists:
         raise source.missing("DFEW", "train(single-labeled)/set_1.csv", "single_trainset_1.csv")
     for match, path in lists:
-        for number, row in enumerate(read_table(path, ("video_name", "label")), start=2):
+        for number, row in numbered_table(path, ("video_name", "label")):
             label = row["label"].removesuffix(".0")
             if not (label.isdecimal() and 1 <= int(label) <= len(_CLASSES)):
                 raise DatasetError(f"{path}: row {number}: label must be 1 to {len(_CLASSES)}, not {label!r}")

@@ -35,7 +35,7 @@ def _read(source: Source, options: Options, kind: str, sheet: str) -> Iterator[S
     if not sheets:
         raise source.missing("MAFW", f"{kind}/no_caption/set_1/train.txt", f"Labels/{sheet}.xlsx")
     path = sheets[0][1]
-    for number, row in enumerate(read_rows(path)[1:], start=2):
+    for number, row in read_rows(path)[1:]:
         yield Sample(row[0], _label_of_ids(path, number, row), "all", origin=source.origin(path))
 
 

@@ -44,8 +44,10 @@ def read_text(path: Path, gb18030: bool = True) -> str:
         raise DatasetError(f"{path}: neither UTF-8 nor GB 18030 text; save it as UTF-8") from error
 
 
-def read_rows(path: Path, gb18030: bool = True) -> list[list[str]]:
-    """All rows of a CSV, TSV or xlsx file (its first sheet), the header among them, cells stripped.
+def read_rows(path: Path, gb18030: bool = True) -> list[tuple[int, list[str]]]:
+    """Rows of a CSV, TSV or xlsx file (its first sheet), the header among them, cells stripped; blank rows left out.
+
+    Each has the number that a spreadsheet shows beside it.
 
     Raises:
         DatasetError: the file cannot be read.
@@ -59,10 +61,14 @@ def read_rows(path: Path, gb18030: bool = True) -> list[list[str]]:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     except csv.Error as error:
         raise DatasetError(f"{path}: {error}") from error
-    return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    return _numbered([[cell.strip() for cell in row] for row in rows])
 
 
-def _xlsx_rows(path: Path) -> list[list[str]]:
+def _numbered(rows: list[list[str]]) -> list[tuple[int, list[str]]]:
+    return [(number, row) for number, row in enumerate(rows, start=1) if any(row)]
+
+
+def _xlsx_rows(path: Path) -> list[tuple[int, list[str]]]:
     try:
         import openpyxl
     except ImportError as error:
@@ -76,16 +82,18 @@ def _xlsx_rows(path: Path) -> list[list[str]]:
     rows = book.worksheets[0].iter_rows(values_only=True)
     texts = [["" if cell is None else str(cell).strip() for cell in row] for row in rows]
     book.close()
-    return [row for row in texts if any(row)]
-
-
-def holds_json(path: Path) -> bool:
-    """Whether a table is JSON, by its name; the others begin with a header."""
-    return bool({".json", ".jsonl"} & set(path.suffixes))
+    return _numbered(texts)
 
 
 def read_table(path: Path, columns: Sequence[str] = (), gb18030: bool = True) -> list[dict[str, str]]:
+    """The rows of :func:`numbered_table`."""
+    return [row for _, row in numbered_table(path, columns, gb18030)]
+
+
+def numbered_table(path: Path, columns: Sequence[str] = (), gb18030: bool = True) -> list[tuple[int, dict[str, str]]]:
     """Rows by column name, of any of the forms; JSON values become text, null an absent key, a short row's rest "".
+
+    Each has its number: of a spreadsheet's row, whose header is the first, or of a line of JSON.
 
     Args:
         path: the file.
@@ -96,13 +104,15 @@ def read_table(path: Path, columns: Sequence[str] = (), gb18030: bool = True) ->
         DatasetError: the file cannot be read or lacks a column.
         RecordError: a line of JSON is none.
     """
-    if holds_json(path):
-        values = [line.value for line in read_jsonl(path) if isinstance(line, Line)]
-        rows = [{key: _cell(cell) for key, cell in value.items() if cell is not None} for value in values]
-        there = list(dict.fromkeys(key for row in rows for key in row))
+    if {".json", ".jsonl"} & set(path.suffixes):
+        lines = [line for line in read_jsonl(path) if isinstance(line, Line)]
+        rows = [
+            (line.number, {key: _cell(cell) for key, cell in line.value.items() if cell is not None}) for line in lines
+        ]
+        there = list(dict.fromkeys(key for _, row in rows for key in row))
     else:
-        there, *cells = read_rows(path, gb18030) or [[]]
-        rows = [dict(zip(there, [*row, *[""] * (len(there) - len(row))], strict=False)) for row in cells]
+        (_, there), *cells = read_rows(path, gb18030) or [(1, [])]
+        rows = [(n, dict(zip(there, [*row, *[""] * (len(there) - len(row))], strict=False))) for n, row in cells]
     if lacking := [column for column in columns if column not in there]:
         raise DatasetError(f"{path}: no column {', '.join(lacking)}; its columns are {', '.join(there) or 'none'}")
     return rows
