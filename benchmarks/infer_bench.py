@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from measure import Ceilings, Phases, profiled, synchronised_time
 from roofline import Roofline
-from workload import SIZES, make_clips, make_model, make_processor, question_of, save_without_weights
+from workload import SIZES, make_clips, make_model, make_processor, question_of, save_model
 
 from humanomni import inference
 from humanomni.decode_ahead import decode_ahead
@@ -49,7 +49,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
         question = question_of(processor, PROMPT_TEXT_TOKENS)
         clips = make_clips(folder / "clips", batch * options.batches)
         cache = folder / "cache" if options.cached else None
-        loading = LoadOptions(save_without_weights(config, processor, folder / "model"))
+        loading = LoadOptions(save_model(config, processor, folder / "model"))
         # The folder holds no weights: they are drawn where they are to be.
         model = make_model(config, "cuda", torch.bfloat16).eval().requires_grad_(False)
         with mock.patch.object(inference, "load_model", return_value=model):

@@ -100,9 +100,10 @@ class Roofline:
         decoding = self.decoding(prompts * completions, new_tokens)
         return operations / self.ceilings.flops + decoding + self.optimizer()
 
-    def sft(self, rows: int, target_tokens: int, checkpointing: bool) -> float:
-        """Seconds of one optimizer step."""
-        operations = rows * (self.towers() + self.training(self.prompt, target_tokens, checkpointing))
+    def sft(self, rows: int, target_tokens: int, checkpointing: bool, encoded: bool) -> float:
+        """Seconds of one optimizer step; on encoded clips the towers do not run."""
+        towers = 0.0 if encoded else self.towers()
+        operations = rows * (towers + self.training(self.prompt, target_tokens, checkpointing))
         return operations / self.ceilings.flops + self.optimizer()
 
     def training(self, tokens: int, targets: int, checkpointing: bool, context: int | None = None) -> float:

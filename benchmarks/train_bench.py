@@ -18,12 +18,13 @@ import torch
 from measure import Ceilings, Phases, profiled, synchronised_time
 from roofline import Roofline
 from transformers import Trainer, TrainerCallback
-from workload import SIZES, make_clips, make_model, make_processor, question_of, save_without_weights, write_records
+from workload import SIZES, make_clips, make_model, make_processor, question_of, save_model, write_records
 
 from fgce.client import FgceClient
 from humanomni.configuration import HumanOmniConfig
 from humanomni.training.clips import ClipLoader
 from humanomni.training.data_mixing import DataSource, read_mixture
+from humanomni.training.encoded_clips import EncodedClips, Towers
 from humanomni.training.grpo import GRPOArguments, load_prompts
 from humanomni.training.grpo_trainer import HumanOmniGRPOTrainer
 from humanomni.training.judge_watch import JudgeWatch
@@ -80,7 +81,7 @@ class StepClock(TrainerCallback):
 def bench_grpo(workload: Workload, config: HumanOmniConfig, folder: Path, options: Any) -> dict[str, Any]:
     """One GRPO step: rollouts, reference, rewards, loss, optimizer."""
     processor = make_processor(config)
-    model_path = save_without_weights(config, processor, folder / "model")
+    model_path = save_model(config, processor, folder / "model")
     question = question_of(processor, PROMPT_TEXT_TOKENS)
     clips = make_clips(folder / "clips", workload.prompts)
     records = write_records(folder / "grpo.jsonl", clips, question, "happy")
@@ -162,18 +163,26 @@ def bench_sft(workload: Workload, config: HumanOmniConfig, folder: Path, options
         dataloader_num_workers=8,
         **_quiet(),
     )
+    loader: ClipLoader | EncodedClips
     loader = ClipLoader(processor, MODALITY, folder / "cache")
     for clip in clips:
         loader.load(clip)
     model = make_model(config, "cuda", getattr(torch, options.dtype))
     prepare(model, folder, args)
+    mixture = read_mixture([DataSource(records)], None, seed=0)
+    if options.tower_cache:
+        towers = {name: value for name, value in model.state_dict().items() if "_tower." in name}
+        loader = EncodedClips(
+            loader, Towers(save_model(config, processor, folder / "model", towers), torch.bfloat16), folder / "towers"
+        )
+        loader.encode([(record, MODALITY) for record in mixture], args.device)
     compile_layers(model, args)
     clock = StepClock(options.profile)
     trainer = SFTTrainer(
         model=model,
         args=args,
-        data_collator=SFTCollator(processor),
-        train_dataset=SFTDataset(read_mixture([DataSource(records)], None, seed=0), processor, loader, args),
+        data_collator=SFTCollator(processor, loader),
+        train_dataset=SFTDataset(mixture, processor, loader, args),
         processing_class=processor,
         callbacks=[clock],
     )
@@ -181,7 +190,7 @@ def bench_sft(workload: Workload, config: HumanOmniConfig, folder: Path, options
     phases.watch(trainer, "compute_loss", "forward")
     phases.watch(trainer, "training_step", "forward and backward")
     roofline = Roofline(config, model, Ceilings.measure(), SFT_TEXT_TOKENS)
-    floor = roofline.sft(workload.sft_rows, target_tokens, args.gradient_checkpointing)
+    floor = roofline.sft(workload.sft_rows, target_tokens, args.gradient_checkpointing, options.tower_cache)
     return run(trainer, clock, phases, workload.sft_rows) | {"roofline_s": round(floor, 3)}
 
 
@@ -224,6 +233,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, help="rows of a forward and backward pass")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the trained weights")
     parser.add_argument("--lora_rank", type=int, default=0, help="LoRA on the language model")
+    parser.add_argument("--tower_cache", action="store_true", help="SFT on clips that the towers have encoded before")
     parser.add_argument("--keep_activations", action="store_true", help="no gradient checkpointing")
     parser.add_argument("--profile", action="store_true", help="time the phases, and name the last step's top costs")
     options = parser.parse_args(command_line)

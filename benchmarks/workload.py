@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import BertTokenizer, Qwen2Config, Qwen2Tokenizer, set_seed
 
 from humanomni import published_towers
@@ -125,12 +126,14 @@ def make_model(config: HumanOmniConfig, device: str, dtype: torch.dtype) -> Huma
     return model
 
 
-def save_without_weights(config: HumanOmniConfig, processor: HumanOmniProcessor, folder: Path) -> Path:
-    """A model folder whose weights are all missing, so that from_pretrained draws them where they are to be."""
+def save_model(
+    config: HumanOmniConfig, processor: HumanOmniProcessor, folder: Path, weights: dict[str, Tensor] | None = None
+) -> Path:
+    """A model folder that lacks all other weights, so that from_pretrained draws them where they are to be."""
     config.architectures = [HumanOmniForConditionalGeneration.__name__]
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
-    save_file({}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights or {}, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

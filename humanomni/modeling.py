@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BertModel, GenerationMixin, PreTrainedModel, Qwen2Model
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
-from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from humanomni.configuration import HumanOmniConfig
 from humanomni.decoding import Decoder
 from humanomni.projector import ThreeBranchProjector, mlp
+from humanomni.towers import VisionTower, audio_tower, encode_audio, encode_frames, vision_tower
 
 # Inputs that only the prefill reads. `*_features` are tower outputs, which may stand in for the towers' inputs, so that
 # frozen towers run once a clip however often its prompt is scored.
@@ -44,14 +44,6 @@ PARTS = {
     "bert": ("model.bert.",),
     "language_model": ("model.language_model.", "lm_head."),
 }
-
-
-class VisionTower(SiglipVisionModel):
-    """SigLIP up to the layer that HumanOmni reads: ``hidden_states[-2]`` of the published tower, without post-norm."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.post_layernorm = nn.Identity()  # type: ignore[assignment]
 
 
 @dataclass
@@ -84,8 +76,8 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
     def __init__(self, config: HumanOmniConfig) -> None:
         super().__init__(config)
         width = config.text_config.hidden_size
-        self.vision_tower = VisionTower._from_config(config.vision_config)
-        self.audio_tower = WhisperEncoder._from_config(config.audio_config)
+        self.vision_tower = vision_tower(config.vision_config)
+        self.audio_tower = audio_tower(config.audio_config)
         self.projector = ThreeBranchProjector(config)
         self.audio_projector = mlp(config.audio_config.d_model, width)
         self.bert = BertModel._from_config(config.bert_config, add_pooling_layer=False)
@@ -95,8 +87,6 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
             nn.Linear(config.gate_hidden_size, 3),
         )
         self.language_model = Qwen2Model._from_config(config.text_config)
-        for first_layer in (self.vision_tower.encoder.layers[0], self.audio_tower.layers[0]):
-            first_layer.register_forward_pre_hook(contiguous_input)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -115,18 +105,6 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
             if not any(p.requires_grad for p in encoder.parameters()):
                 encoder.eval()
         return self
-
-    def encode_frames(self, pixel_values: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W] -> SigLIP patches [B, T, N, V]."""
-        with computing_in_its_dtype(self.vision_tower):
-            frames = pixel_values.flatten(0, 1).to(self.vision_tower.dtype)
-            patches = self.vision_tower(frames).last_hidden_state
-        return patches.unflatten(0, pixel_values.shape[:2])
-
-    def encode_audio(self, input_features: Tensor) -> Tensor:
-        """Log-mel [B, M, F] -> Whisper states [B, F/2, A], after the encoder's final norm."""
-        with computing_in_its_dtype(self.audio_tower):
-            return self.audio_tower(input_features.to(self.audio_tower.dtype)).last_hidden_state
 
     def gate_weights(self, gate_input_ids: Tensor, gate_attention_mask: Tensor) -> Tensor:
         """Instruction tokens [B, S] -> weights [B, 3] of the video, body and face branches (softmax, float32)."""
@@ -179,21 +157,18 @@ class HumanOmniModel(HumanOmniPreTrainedModel):
         if has_video is not None:
             if gate_input_ids is None or gate_attention_mask is None:
                 raise ValueError("a prompt with <video> needs gate_input_ids and gate_attention_mask")
-            if vision_features is not None:
-                patches = vision_features[has_video].to(embeds.dtype)
-            elif pixel_values is not None:
-                patches = self.encode_frames(rows_or_zeros(pixel_values, has_video))
-            asking = slice(0, 1) if pixel_values is not None and not len(pixel_values) else has_video
+            media = cast(Tensor, pixel_values if vision_features is None else vision_features)
+            rows = rows_or_zeros(media, has_video)
+            patches = encode_frames(self.vision_tower, rows) if vision_features is None else rows
+            asking = has_video if len(media) else slice(0, 1)
             tokens = self.video_tokens(patches, gate_input_ids[asking], gate_attention_mask[asking])
             embeds = embeds.masked_scatter(video_mask.unsqueeze(-1), tokens.to(embeds.dtype))
 
         has_audio = placeholder_rows(audio_mask, self.config.num_audio_tokens, input_features, audio_features, "audio")
         if has_audio is not None:
-            if audio_features is not None:
-                states = audio_features[has_audio].to(embeds.dtype)
-            elif input_features is not None:
-                states = self.encode_audio(rows_or_zeros(input_features, has_audio))
-            tokens = self.audio_tokens(states)
+            media = cast(Tensor, input_features if audio_features is None else audio_features)
+            rows = rows_or_zeros(media, has_audio)
+            tokens = self.audio_tokens(encode_audio(self.audio_tower, rows) if audio_features is None else rows)
             embeds = embeds.masked_scatter(audio_mask.unsqueeze(-1), tokens.to(embeds.dtype))
         return embeds
 
@@ -398,15 +373,6 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
                 logits = decoder.step(tokens)
 
 
-def contiguous_input(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A forward pre-hook that lays out a tower's hidden states [B, N, V] row by row.
-
-    They come from a convolution, transposed, and sums keep their operands' strides: every residual and norm of a tower
-    would go through memory by columns (docs/performance.md has the time).
-    """
-    return inputs[0].contiguous(), *inputs[1:]
-
-
 def cast_ahead(model: nn.Module, dtype: torch.dtype) -> None:
     """Casts the frozen weights that autocast would cast at every use, those of matrix products and convolutions.
 
@@ -420,12 +386,6 @@ def cast_ahead(model: nn.Module, dtype: torch.dtype) -> None:
             for parameter in module.parameters():
                 if not parameter.requires_grad and (tower or id(parameter) not in embeddings):
                     parameter.data = parameter.data.to(dtype)
-
-
-def computing_in_its_dtype(module: PreTrainedModel) -> torch.autocast:
-    """Turns autocast off for a module in half precision, whose every norm it would answer with float32."""
-    half = module.dtype != torch.float32
-    return torch.autocast(module.device.type, enabled=not half and torch.is_autocast_enabled(module.device.type))
 
 
 def rows_or_zeros(features: Tensor, mask: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from transformers import set_seed
 
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
+from humanomni.towers import encode_audio, encode_frames
 from humanomni.training.clips import ClipLoader, batch_media
 
 logger = logging.getLogger("pretrain_tiny_towers")
@@ -95,8 +96,12 @@ def main() -> None:
         for rows in batches(len(clips), args.batch_size):
             chosen = [clips[row] for row in rows]
             media = batch_media([loaded[row] for row in rows], ["video_audio"] * len(rows), processor)
-            visual_loss, visual_right = heads["visual"](core.encode_frames(media["pixel_values"]).mean((1, 2)), chosen)
-            audio_loss, audio_right = heads["audio"](core.encode_audio(media["input_features"]).mean(1), chosen)
+            visual_loss, visual_right = heads["visual"](
+                encode_frames(core.vision_tower, media["pixel_values"]).mean((1, 2)), chosen
+            )
+            audio_loss, audio_right = heads["audio"](
+                encode_audio(core.audio_tower, media["input_features"]).mean(1), chosen
+            )
             (visual_loss + audio_loss).backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()

@@ -97,7 +97,8 @@ def test_sft(name: str, shared_dir: Path, golden_checkpoint: Path, tmp_path: Pat
     args = parse_arguments(SFTArguments, flags)
     model.set_trainable(args.trainable_parts)
     records = read_mixture([DataSource(data)], shared_dir / "clips", seed=0)
-    samples = SFTDataset(records, processor, ClipLoader(processor, "video_audio"), args)
+    clips = ClipLoader(processor, "video_audio")
+    samples = SFTDataset(records, processor, clips, args)
     for sample, index in zip(samples, wanted["sample_indices"], strict=True):
         assert sample.problem is None
         ids = sample.prompt_ids + sample.target_ids
@@ -109,7 +110,7 @@ def test_sft(name: str, shared_dir: Path, golden_checkpoint: Path, tmp_path: Pat
     trainer = SFTTrainer(
         model=model,
         args=args,
-        data_collator=SFTCollator(processor),
+        data_collator=SFTCollator(processor, clips),
         train_dataset=samples,
         processing_class=processor,
         callbacks=[norms],

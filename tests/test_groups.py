@@ -10,6 +10,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from humanomni.modeling import HumanOmniForConditionalGeneration, cast_ahead
 from humanomni.processing import HumanOmniProcessor
+from humanomni.towers import encode_audio, encode_frames
 from humanomni.training.groups import pack_groups
 from humanomni.training.grpo_trainer import reference_of
 from humanomni.training.run import DEFAULT_PARTS
@@ -94,8 +95,8 @@ def test_casting_ahead_of_autocast_changes_no_figure(
     model.requires_grad_(False)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         states = {
-            "vision_features": model.model.encode_frames(inputs.pop("pixel_values")),
-            "audio_features": model.model.encode_audio(inputs.pop("input_features")),
+            "vision_features": encode_frames(model.model.vision_tower, inputs.pop("pixel_values")),
+            "audio_features": encode_audio(model.model.audio_tower, inputs.pop("input_features")),
         }
         before = model(**inputs, **states).logits
         cast_ahead(model, torch.bfloat16)

@@ -11,6 +11,7 @@ from humanomni.media import Clip
 from humanomni.modeling import PARTS, HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import EMOTION_QUESTION, user_content
+from humanomni.towers import encode_audio, encode_frames
 from humanomni.training.dry_run import count_parameters
 
 
@@ -60,8 +61,8 @@ def test_tower_features_may_stand_in_for_the_media(
     batch = processor(text=prompts, clips=[noise_clip(s) for s in range(3)], gate_text=QUESTIONS)
     with torch.no_grad():
         raw = model(**batch).logits
-        vision = model.model.encode_frames(batch.pop("pixel_values"))
-        audio = model.model.encode_audio(batch.pop("input_features"))
+        vision = encode_frames(model.model.vision_tower, batch.pop("pixel_values"))
+        audio = encode_audio(model.model.audio_tower, batch.pop("input_features"))
         encoded = model(**batch, vision_features=vision, audio_features=audio).logits
     torch.testing.assert_close(encoded, raw)
 

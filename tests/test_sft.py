@@ -48,7 +48,7 @@ def test_the_loss_lies_on_the_assistants_turn_and_its_end(
     toy_world_dir: Path, processor: HumanOmniProcessor, tmp_path: Path
 ) -> None:
     samples = dataset(toy_world_dir / "sft_train.jsonl", processor, tmp_path)
-    batch = SFTCollator(processor)([samples[0], samples[3]])
+    batch = SFTCollator(processor, samples.clips)([samples[0], samples[3]])
     for row, sample in enumerate((samples[0], samples[3])):
         learnt = batch["input_ids"][row][batch["labels"][row] != -100]
         assert processor.tokenizer.decode(learnt) == f"{sample.record.target}<|im_end|>\n"
@@ -67,7 +67,7 @@ def test_a_broken_clip_and_a_long_sample_carry_no_loss_and_say_why(
 ) -> None:
     path = with_broken_clip(toy_world_dir, tmp_path)
     samples = dataset(path, processor, tmp_path)
-    batch = SFTCollator(processor)([samples[0], samples[1]])
+    batch = SFTCollator(processor, samples.clips)([samples[0], samples[1]])
     assert (batch["labels"][0] != -100).any()
     assert (batch["labels"][1] == -100).all()
     [(record, problem)] = batch["problems"]
@@ -133,7 +133,7 @@ def test_a_record_that_cannot_be_used_is_no_part_of_the_validation_loss(
     trainer = SFTTrainer(
         model=HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir),
         args=args,
-        data_collator=SFTCollator(processor),
+        data_collator=SFTCollator(processor, records.clips),
         processing_class=processor,
     )
     with_it = trainer.evaluate(records)["eval_loss"]

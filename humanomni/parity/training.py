@@ -126,9 +126,10 @@ def _sft_samples(golden: GoldenSet, records: list[dict[str, Any]]) -> tuple[list
         data.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         arguments = SFTArguments(output_dir=folder, use_cpu=True)
         mixture = read_mixture([DataSource(data)], golden.clips, seed=0)
-        dataset = SFTDataset(mixture, processor, ClipLoader(processor, "video_audio"), arguments)
+        clips = ClipLoader(processor, "video_audio")
+        dataset = SFTDataset(mixture, processor, clips, arguments)
         samples = [dataset[index] for index in range(len(dataset))]
-    return samples, SFTCollator(processor)
+    return samples, SFTCollator(processor, clips)
 
 
 def _log_probs(model: Any, inputs: Mapping[str, Tensor], completions: Tensor) -> Tensor:

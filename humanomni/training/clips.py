@@ -1,21 +1,17 @@
 """Clips for training: decoded once, kept on disk, and a record of those that failed."""
 
-import hashlib
 import json
 import logging
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from humanomni.media import MediaError
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import MODALITIES
+from humanomni.training.tensor_cache import TensorCache
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +31,18 @@ class TrainingClip:
 class ClipLoader:
     """Decodes clips for a processor, through a cache on disk when it has a folder.
 
-    An entry is named by the file's path, size and time and by what the processor does to it, so a changed clip or
-    processor never meets a stale entry.
-
     Args:
         processor: squares and resizes frames, and makes the mel.
         modality: a key of :data:`humanomni.prompts.MODALITIES`.
-        cache: the folder, made where missing; None decodes every time.
+        cache: folder of a :class:`~humanomni.training.tensor_cache.TensorCache`; None decodes every time.
+
+    Attributes:
+        settings: what the processor does to a clip.
     """
 
     def __init__(self, processor: HumanOmniProcessor, modality: str, cache: Path | None = None) -> None:
-        self.processor, self.modality, self.cache = processor, modality, cache
-        self._takes_more = True
-        self._settings = json.dumps(
+        self.processor, self.modality = processor, modality
+        self.settings = json.dumps(
             [
                 processor.num_frames,
                 processor.frame_fit,
@@ -58,12 +53,14 @@ class ClipLoader:
             sort_keys=True,
             default=str,
         )
-        if cache is not None:
-            cache.mkdir(parents=True, exist_ok=True)
+        self._cache = None if cache is None else TensorCache(cache, self.settings)
+        self._takes_more = True
 
     def of(self, modality: str) -> "ClipLoader":
         """A loader of another modality, through the same cache."""
-        return self if modality == self.modality else ClipLoader(self.processor, modality, self.cache)
+        if modality == self.modality:
+            return self
+        return ClipLoader(self.processor, modality, self._cache.folder if self._cache else None)
 
     def load(self, path: Path, start: float | None = None, end: float | None = None) -> TrainingClip:
         """The clip, or its part between two seconds; a text prompt has none, and its file is not touched.
@@ -73,20 +70,20 @@ class ClipLoader:
         """
         if not MODALITIES[self.modality]:
             return TrainingClip(pixels=None, mel=None)
-        if self.cache is None:
-            return self._decode(path, start, end)
-        entry = self.cache / f"{self._key(path, start, end)}.safetensors"
-        try:
-            tensors = load_file(entry)
-        except FileNotFoundError:
-            pass
-        except SafetensorError as error:
-            logger.warning("%s is damaged (%s) and is made again", entry, error)
-        else:
+        tensors = self._cache.read(path, start, end) if self._cache else None
+        if tensors is not None:
             return TrainingClip(tensors.get("pixels"), tensors.get("mel"), bool(tensors["has_audio"]))
         clip = self._decode(path, start, end)
-        if self._takes_more:
-            self._store(entry, clip)
+        if self._cache and self._takes_more:
+            try:
+                self._cache.write(
+                    path, start, end, {k: torch.as_tensor(v) for k, v in vars(clip).items() if v is not None}
+                )
+            except OSError as error:
+                self._takes_more = False
+                logger.warning(
+                    "%s takes no more clips (%s): those that it lacks are decoded every time", self._cache.folder, error
+                )
         return clip
 
     def _decode(self, path: Path, start: float | None, end: float | None) -> TrainingClip:
@@ -97,29 +94,9 @@ class ClipLoader:
             has_audio=clip.has_audio,
         )
 
-    def _key(self, path: Path, start: float | None, end: float | None) -> str:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise MediaError(path, error.strerror or "cannot be read") from error
-        part = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{start}\n{end}"
-        identity = f"{part}\n{self._settings}"
-        return hashlib.sha256(identity.encode()).hexdigest()[:32]
-
-    def _store(self, entry: Path, clip: TrainingClip) -> None:
-        """Writes through a temporary name, so that ranks and workers never read half an entry.
-
-        A full disk costs the entry, not the clip: later ones are read where they are there, and no more are written.
-        """
-        tensors = {name: torch.as_tensor(value) for name, value in vars(clip).items() if value is not None}
-        temporary = entry.with_suffix(f".{uuid.uuid4().hex}.part")
-        try:
-            save_file(tensors, temporary)
-            temporary.replace(entry)
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            self._takes_more = False
-            logger.warning("%s takes no more clips (%s): those that it lacks are decoded every time", self.cache, error)
+    def batch(self, clips: Sequence[TrainingClip | None], modalities: Sequence[str]) -> dict[str, Tensor]:
+        """The media of a training batch; of a kind that no row asks for, no rows (:func:`absent_media`)."""
+        return absent_media(self.processor) | batch_media(clips, modalities, self.processor)
 
 
 def batch_media(

@@ -32,6 +32,7 @@ from humanomni.training.rewards import REWARDS, CoherenceReward, make_rewards
 from humanomni.training.run import (
     ConfigurationError,
     StageArguments,
+    end_processes,
     output_folder,
     require_known,
     require_path,
@@ -177,9 +178,11 @@ def run_grpo(args: GRPOArguments) -> None:
         callbacks=[stop],
     )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not watch.message and not stop.stopped:
+        trainer.save_result()
+        trainer.save_state()
+    end_processes(trainer.accelerator)
     if watch.message:
         raise JudgeUnavailableError(watch.message)
     if stop.stopped:
         sys.exit(STOPPED)
-    trainer.save_result()
-    trainer.save_state()

@@ -25,6 +25,7 @@ from humanomni.media import MediaError
 from humanomni.modeling import HumanOmniForConditionalGeneration, HumanOmniModel, cast_ahead
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import Turn
+from humanomni.towers import encode_audio, encode_frames
 from humanomni.training.checkpoints import WholeCheckpoints
 from humanomni.training.clips import ClipLoader, TrainingClip, batch_media
 from humanomni.training.completion_log import CompletionLog, sample_of
@@ -164,9 +165,9 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         core: HumanOmniModel = self.accelerator.unwrap_model(self.model).model
         with torch.no_grad(), self.accelerator.autocast():
             if "pixel_values" in media and _is_frozen(core.vision_tower):
-                media["vision_features"] = core.encode_frames(media.pop("pixel_values"))
+                media["vision_features"] = encode_frames(core.vision_tower, media.pop("pixel_values"))
             if "input_features" in media and _is_frozen(core.audio_tower):
-                media["audio_features"] = core.encode_audio(media.pop("input_features"))
+                media["audio_features"] = encode_audio(core.audio_tower, media.pop("input_features"))
         return media
 
     def _generate_single_turn(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 
 import torch
 import yaml
+from accelerate import Accelerator
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 from trl import TrlParser
@@ -223,7 +224,8 @@ def set_up_logging(arguments: TrainingArguments) -> None:
 # Beginnings of the keys in which a run may differ from the one whose checkpoint it goes on from: how long it trains,
 # where files and servers are, what is measured, logged and kept, and how the work is spread.
 _MAY_DIFFER = (
-    *("max_steps", "num_train_epochs", "output_dir", "data_root", "clip_cache", "validation_data", "dry_run"),
+    *("max_steps", "num_train_epochs", "output_dir", "data_root", "clip_cache", "tower_cache"),
+    *("validation_data", "dry_run"),
     *("logging_", "log_", "save_", "eval_", "report_to", "run_name", "project", "trackio_", "disable_tqdm", "sample_"),
     *("fgce_", "judge_", "canary_", "allow_another_judge", "hub_", "push_to_hub", "ddp_", "deepspeed", "fsdp"),
     *("use_cpu", "gradient_checkpointing", "torch_compile", "per_device_eval_batch_size", "processes"),
@@ -310,6 +312,16 @@ def require_finite(loss: torch.Tensor, step: int, batch: Sequence[str]) -> None:
             f"the loss is {loss.item()} in step {step + 1}, on the records {', '.join(dict.fromkeys(batch))}; look at "
             "them, or lower the learning rate. The run is seeded: started again, it stops at the same batch"
         )
+
+
+def end_processes(accelerator: Accelerator) -> None:
+    """Ends the process group once every process is done.
+
+    One that leaves early may be aborted in its exit, by a thread of the group's that is still at work; torchrun then
+    stops the others, and with them the one that writes the result.
+    """
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 def output_folder(arguments: TrainingArguments) -> Path:

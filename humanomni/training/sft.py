@@ -21,13 +21,15 @@ from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import MODALITIES
 from humanomni.records import JsonlWriter, Record
 from humanomni.training.checkpoints import STOPPED, StopOnRequest, WholeCheckpoints, last_checkpoint
-from humanomni.training.clips import ClipLoader, TrainingClip, absent_media, batch_media
+from humanomni.training.clips import ClipLoader, TrainingClip
 from humanomni.training.data_mixing import parse_sources, read_mixture
 from humanomni.training.dry_run import describe_run
+from humanomni.training.encoded_clips import EncodedClip, EncodedClips, Towers
 from humanomni.training.model import compile_layers, load_model
 from humanomni.training.run import (
     ConfigurationError,
     StageArguments,
+    end_processes,
     output_folder,
     require_finite,
     require_known,
@@ -45,10 +47,18 @@ class SFTArguments(StageArguments, TrainingArguments):
     """Keys of ``configs/*/sft.yaml``, besides those of transformers' TrainingArguments."""
 
     validation_data: str | None = field(default=None, metadata={"help": "JSONL for the validation loss"})
+    tower_cache: str | None = field(
+        default=None, metadata={"help": "folder for what the frozen towers make of clips; none: they run in every pass"}
+    )
     max_length: int = field(default=4096, metadata={"help": "tokens with media; longer samples are skipped, not cut"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.tower_cache and (trained := {"vision_tower", "audio_tower"} & set(self.trainable_parts)):
+            raise ConfigurationError(
+                f"tower_cache keeps what frozen towers make of clips, and trainable_parts trains {', '.join(trained)}: "
+                "leave one of them out"
+            )
         self.label_names = ["labels"]
         self.prediction_loss_only = True
 
@@ -61,7 +71,7 @@ class SFTSample:
     modality: str
     prompt_ids: list[int]
     target_ids: list[int]
-    clip: TrainingClip | None
+    clip: TrainingClip | EncodedClip | None
     problem: str | None = None
 
 
@@ -69,7 +79,11 @@ class SFTDataset(Dataset):
     """Records as :class:`SFTSample`; a clip that cannot be read is a sample with a problem, never another record."""
 
     def __init__(
-        self, records: Sequence[Record], processor: HumanOmniProcessor, clips: ClipLoader, args: SFTArguments
+        self,
+        records: Sequence[Record],
+        processor: HumanOmniProcessor,
+        clips: ClipLoader | EncodedClips,
+        args: SFTArguments,
     ) -> None:
         self.records = records
         self.processor, self.clips = processor, clips
@@ -77,14 +91,14 @@ class SFTDataset(Dataset):
         if without := [record.id for record in self.records if record.target is None]:
             raise ConfigurationError(f"{len(without)} records have no gpt turn, the first is {without[0]}")
         for record in self.records:
-            require_known(f"modality of {record.id}", [record.extra.get("modality", args.modality)], MODALITIES)
+            require_known(f"modality of {record.id}", [self.modality_of(record)], MODALITIES)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> SFTSample:
         record, processor = self.records[index], self.processor
-        modality = record.extra.get("modality", self.modality)
+        modality = self.modality_of(record)
         prompt = processor.expand(processor.prompt(record.question, modality))
         # The end token and the newline after it belong to the target, as in the chat template.
         target = f"{record.target}{processor.tokenizer.eos_token}\n"
@@ -97,6 +111,10 @@ class SFTDataset(Dataset):
             return self._without_loss(record, str(error))
         return SFTSample(record, modality, prompt_ids, target_ids, clip)
 
+    def modality_of(self, record: Record) -> str:
+        """The record's own, or the run's."""
+        return record.extra.get("modality", self.modality)
+
     def _without_loss(self, record: Record, problem: str) -> SFTSample:
         """A row that takes its record's place in the batch, is short and teaches nothing."""
         return SFTSample(record, "text", [self.processor.tokenizer.eos_token_id] * 2, [], None, problem)
@@ -105,8 +123,8 @@ class SFTDataset(Dataset):
 class SFTCollator:
     """Right-padded batches whose loss lies on the assistant's turn alone, its end token included."""
 
-    def __init__(self, processor: HumanOmniProcessor) -> None:
-        self.processor = processor
+    def __init__(self, processor: HumanOmniProcessor, clips: ClipLoader | EncodedClips) -> None:
+        self.processor, self.clips = processor, clips
 
     def __call__(self, samples: Sequence[SFTSample]) -> dict[str, Any]:
         ids, labels = [], []
@@ -116,8 +134,7 @@ class SFTCollator:
             labels.append(torch.tensor(masked + sample.target_ids))
         pad = self.processor.tokenizer.pad_token_id
         modalities = [sample.modality for sample in samples]
-        media = absent_media(self.processor)
-        media |= batch_media([sample.clip for sample in samples], modalities, self.processor)
+        media = self.clips.batch([cast(Any, sample.clip) for sample in samples], modalities)
         media |= self.processor.gate_inputs([sample.record.question for sample in samples], modalities)
         return {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
@@ -243,7 +260,11 @@ def run_sft(args: SFTArguments) -> None:
 
     processor = HumanOmniProcessor.from_pretrained(model_path)
     model = load_model(model_path, args)
+    clips: ClipLoader | EncodedClips
     clips = ClipLoader(processor, args.modality, Path(args.clip_cache) if args.clip_cache else None)
+    if args.tower_cache and not args.dry_run:
+        towers = Towers(model_path, torch.bfloat16 if args.bf16 else torch.float32)
+        clips = EncodedClips(clips, towers, Path(args.tower_cache))
     train = SFTDataset(read_mixture(sources, data_root, args.seed), processor, clips, args)
     validation = None
     if args.validation_data:
@@ -255,19 +276,25 @@ def run_sft(args: SFTArguments) -> None:
         return
     if args.process_index == 0:
         save_manifest(args, stage="sft", records=len(train))
+    if isinstance(clips, EncodedClips):
+        datasets = [train] if validation is None else [train, validation]
+        wanted = ((record, dataset.modality_of(record)) for dataset in datasets for record in dataset.records)
+        clips.encode(wanted, args.device)
     compile_layers(model, args)
     stop = StopOnRequest()
     trainer = SFTTrainer(
         model=model,
         args=args,
-        data_collator=SFTCollator(processor),
+        data_collator=SFTCollator(processor, clips),
         train_dataset=train,
         eval_dataset=validation,
         processing_class=processor,
         callbacks=[stop],
     )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not stop.stopped:
+        trainer.save_result()
+        trainer.save_state()
+    end_processes(trainer.accelerator)
     if stop.stopped:
         sys.exit(STOPPED)
-    trainer.save_result()
-    trainer.save_state()
