@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_runs import Runs, assert_same
+from training_runs import SHARDING, Runs, assert_same, needs_deepspeed, validation_losses
 
 from humanomni.media import MediaError
 from humanomni.processing import HumanOmniProcessor
@@ -34,24 +34,29 @@ def wanted(world: Path, count: int) -> list[tuple[Record, str]]:
 
 
 def test_sft_learns_of_encoded_clips_what_it_learns_of_decoded_ones(runs: Runs) -> None:
-    """Of mixed modalities and a broken clip, in one process and in two, which share the encoding."""
+    """Of mixed modalities and a broken clip, its validation loss too."""
     settings: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1}
     settings |= {"validation_data": runs.data / "sft.jsonl", "eval_strategy": "epoch"}
-    plain = runs.here("sft", "plain", **settings)
-    one = runs.here("sft", "one", tower_cache=runs.folder / "cache", **settings)
-    assert_same(one, plain, runs.model, 1e-3)
-    skipped = (runs.folder / "one/skipped.rank0.jsonl").read_text()
-    assert skipped == (runs.folder / "plain/skipped.rank0.jsonl").read_text()
-    batches = {"per_device_train_batch_size": 2, "records_per_step": 4}
-    done = runs.elsewhere("sft", "two", {}, 2, tower_cache=runs.folder / "cache_of_two", **batches, **settings)
+    decoded = runs.here("sft", "decoded", **settings)
+    assert_same(runs.here("sft", "encoded", **settings, tower_cache=runs.folder / "cache"), decoded, runs.model, 1e-3)
+    assert len(list((runs.folder / "cache").iterdir())) == 6  # of eight records one has no clip and one a broken one
+    losses = [validation_losses(runs.folder / name) for name in ("decoded", "encoded")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    skipped = [(runs.folder / name / "skipped.rank0.jsonl").read_text() for name in ("decoded", "encoded")]
+    assert skipped[1] == skipped[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", pytest.param("zero3", marks=needs_deepspeed), "fsdp2"])
+def test_processes_share_the_encoding(sharding: str, runs: Runs) -> None:
+    """Slow: two processes load torch. Those whose towers are spread encode with whole ones."""
+    settings = {"max_steps": 2, "records_per_step": 4, "adam_epsilon": 1e-2}
+    one = runs.here("sft", "one", **settings)
+    settings |= {"per_device_train_batch_size": 2, "tower_cache": runs.folder / "cache"} | SHARDING[sharding]
+    done = runs.elsewhere("sft", "two", {}, processes=2, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_same(runs.weights("two"), plain, runs.model, 1e-3)
-    entries = {entry.name: load_file(entry) for entry in (runs.folder / "cache").iterdir()}
-    theirs = {entry.name: load_file(entry) for entry in (runs.folder / "cache_of_two").iterdir()}
-    assert len(entries) == 6  # of eight records one has no clip and one a broken one
-    assert entries.keys() == theirs.keys()
-    for name, tensors in entries.items():
-        torch.testing.assert_close(tensors, theirs[name])
+    assert_same(runs.weights("two"), one, runs.model, 2e-3)
+    assert len(list((runs.folder / "cache").iterdir())) == 6
 
 
 def test_a_stage_that_follows_runs_neither_towers_nor_decoders(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """What must not change what is learnt: accumulation, processes, checkpointing, a kill and its resume; tiny models."""
 
-import importlib.util
 import json
 import signal
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from training_process import FixedRollouts
-from training_runs import Runs, assert_same
+from training_runs import SHARDING, Runs, assert_same, needs_deepspeed, validation_losses
 
 from humanomni.modeling import HumanOmniModel
 from humanomni.training.run import ConfigurationError
@@ -36,11 +35,6 @@ def test_two_processes_learn_what_one_learns_of_mixed_modalities_and_a_broken_cl
     assert validation_losses(runs.folder / "two") == pytest.approx(validation_losses(runs.folder / "one"), rel=1e-4)
     skipped = [line for rank in (0, 1) for line in read_lines(runs.folder / f"two/skipped.rank{rank}.jsonl")]
     assert {json.loads(line)["id"] for line in skipped} == {"broken"}  # training and evaluation may spread it otherwise
-
-
-def validation_losses(run: Path) -> list[float]:
-    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
-    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
 
 
 def read_lines(path: Path) -> list[str]:
@@ -130,15 +124,6 @@ def test_grpo_learns_the_same_whatever_the_batch_and_with_gradient_checkpointing
     assert_same(split, whole, runs.model, 1e-3)
     checkpointed = runs.here("grpo", "ckpt", per_device_train_batch_size=8, gradient_checkpointing=True, **settings)
     assert_same(checkpointed, whole, runs.model, 1e-3)
-
-
-needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="needs deepspeed")
-SHARDING: dict[str, dict[str, Any]] = {
-    "none": {},
-    "zero2": {"deepspeed": "configs/deepspeed/zero2.json"},
-    "zero3": {"deepspeed": "configs/deepspeed/zero3.json"},
-    "fsdp2": {"fsdp": "full_shard", "fsdp_config": "configs/fsdp2.json"},
-}
 
 
 def cases(*named: tuple[str, str, int]) -> list[Any]:

@@ -1,5 +1,6 @@
 """Stages run on the toy world with a tiny model, in this process or others, for tests of what they learn."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -20,6 +22,13 @@ COMMON |= {"learning_rate": 1e-3, "warmup_steps": 0, "lr_scheduler_type": "linea
 SFT = COMMON | {"num_train_epochs": 2, "per_device_train_batch_size": 4}
 GRPO = COMMON | {"num_train_epochs": 2, "num_generations": 4, "per_device_train_batch_size": 4}
 GRPO |= {"max_completion_length": 6, "beta": 0.04, "loss_type": "grpo", "rewards": ["format", "accuracy"]}
+needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="needs deepspeed")
+SHARDING: dict[str, dict[str, Any]] = {
+    "none": {},
+    "zero2": {"deepspeed": "configs/deepspeed/zero2.json"},
+    "zero3": {"deepspeed": "configs/deepspeed/zero3.json"},
+    "fsdp2": {"fsdp": "full_shard", "fsdp_config": "configs/fsdp2.json"},
+}
 
 
 def write_data(world: Path, folder: Path) -> None:
@@ -85,3 +94,8 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], 
     difference = max((ours[name].float() - theirs[name]).abs().max().item() for name in theirs)
     assert change > 1e-4
     assert difference <= tolerance * change, f"{difference:.2e} beside changes of {change:.2e}"
+
+
+def validation_losses(run: Path) -> list[float]:
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
