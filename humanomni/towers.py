@@ -20,16 +20,16 @@ class VisionTower(SiglipVisionModel):
         self.post_layernorm = nn.Identity()  # type: ignore[assignment]
 
 
-def vision_tower(config: Any, dtype: torch.dtype | None = None) -> VisionTower:
-    """A tower with drawn weights."""
-    tower = VisionTower._from_config(config, dtype=dtype)
+def vision_tower(config: Any) -> VisionTower:
+    """A tower with drawn weights; whole also under ZeRO-3, where transformers' ``_from_config`` would spread it."""
+    tower = VisionTower(config)
     tower.encoder.layers[0].register_forward_pre_hook(_contiguous_input)
     return tower
 
 
-def audio_tower(config: Any, dtype: torch.dtype | None = None) -> WhisperEncoder:
-    """A tower with drawn weights; no subclass, of which transformers would leave Whisper's sinusoids out."""
-    tower = WhisperEncoder._from_config(config, dtype=dtype)
+def audio_tower(config: Any) -> WhisperEncoder:
+    """A tower with drawn weights; no subclass, for which transformers would leave Whisper's sinusoids out."""
+    tower = WhisperEncoder(config)
     tower.layers[0].register_forward_pre_hook(_contiguous_input)
     return tower
 

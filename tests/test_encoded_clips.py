@@ -19,6 +19,7 @@ from humanomni.training.clips import ClipLoader
 from humanomni.training.encoded_clips import EncodedClips, Towers
 from humanomni.training.run import ConfigurationError
 from humanomni.training.sft import SFTArguments
+from humanomni.training.tensor_cache import TensorCache
 
 CPU = torch.device("cpu")
 
@@ -124,6 +125,14 @@ def test_a_disk_that_does_not_hold_them_stops_the_run_before_it_trains(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_the_nodes_do_not_share_is_named(
+    tiny_model_dir: Path, toy_world_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TensorCache, "write", lambda *_: None)  # as another node's entries are: not here
+    with pytest.raises(ConfigurationError, match=f"{tmp_path} lacks 2 clips on process 0.* that all nodes share"):
+        encoded(tiny_model_dir, tmp_path).encode(wanted(toy_world_dir, 2), CPU)
 
 
 def test_towers_that_are_trained_have_no_cache(tmp_path: Path) -> None:

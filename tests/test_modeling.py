@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers.models.whisper.modeling_whisper import sinusoids
 
 from humanomni.configuration import HumanOmniConfig
 from humanomni.media import Clip
@@ -65,6 +66,12 @@ def test_tower_features_may_stand_in_for_the_media(
         audio = encode_audio(model.model.audio_tower, batch.pop("input_features"))
         encoded = model(**batch, vision_features=vision, audio_features=audio).logits
     torch.testing.assert_close(encoded, raw)
+
+
+def test_an_untrained_audio_tower_has_whispers_sinusoids(model: HumanOmniForConditionalGeneration) -> None:
+    """They are stored as a parameter, which nothing trains and which drawing weights may overwrite."""
+    positions = model.model.audio_tower.embed_positions.weight
+    torch.testing.assert_close(positions, sinusoids(*positions.shape))
 
 
 @pytest.mark.parametrize("dropped", ["pixel_values", "input_features", "gate_input_ids"])

@@ -6,7 +6,7 @@ Shape suffixes as in :mod:`humanomni.modeling`.
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from accelerate.state import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from humanomni.configuration import HumanOmniConfig
 from humanomni.decode_ahead import Failure, Item, decode_ahead
+from humanomni.decoding import cast_parameters
 from humanomni.media import MediaError
 from humanomni.prompts import MODALITIES
 from humanomni.records import Record
@@ -63,13 +65,11 @@ class Towers:
     def load(self, device: torch.device) -> tuple[VisionTower, WhisperEncoder]:
         """SigLIP and Whisper."""
         with torch.device(device):
-            towers = (
-                vision_tower(self.config.vision_config, self.dtype),
-                audio_tower(self.config.audio_config, self.dtype),
-            )
+            towers = vision_tower(self.config.vision_config), audio_tower(self.config.audio_config)
         for tower, part in zip(towers, _PARTS, strict=True):
             names = [name for name in self._weights if name.startswith(part)]
             tower.load_state_dict({name.removeprefix(part): self._weights[name] for name in names})
+            cast_parameters(tower, self.dtype)
             tower.eval()
         return towers
 
@@ -124,36 +124,34 @@ class EncodedClips:
             media[f"{name}_features"] = torch.stack(filled) if filled else blank.new_zeros(0, *blank.shape)
         return media
 
-    def encode(self, wanted: Iterable[tuple[Record, str]], device: torch.device) -> None:
+    def encode(self, wanted: Sequence[tuple[Record, str]], device: torch.device) -> None:
         """Encodes the clips of records, each with its modality, that the folder lacks.
 
         Every process takes its share and waits for the others. A clip that cannot be decoded is left to
         :meth:`load`, which says so when it is asked for.
 
         Raises:
-            ConfigurationError: when the disk does not hold them; what is encoded stays.
+            ConfigurationError: when the disk does not hold them, or the processes do not share the folder; what is
+                encoded stays.
         """
         state = PartialState()
         lacking = self._lacking(wanted)
         state.wait_for_everyone()  # before the first writes what another would count as there
-        if not lacking:
-            return
-        size = len(lacking) * sum(zeros.nbytes for zeros in self._zeros().values())
-        logger.info("%d clips go through the towers, up to %.1f GB in %s", len(lacking), size / 1e9, self._cache.folder)
-        if (free := shutil.disk_usage(self._cache.folder).free) < size:
-            raise self._full(f"{size / 1e9:.1f} GB are wanted, {free / 1e9:.1f} GB are free")
-        own = lacking[state.process_index :: state.num_processes]
-        failed = 0
-        with tqdm(total=len(own), desc="towers", unit="clip", disable=not state.is_main_process) as progress:
-            towers = self._towers.load(device)
-            for modality, group in groupby(own, key=itemgetter(0)):
-                encoded = self.of(modality)
-                for items, clips in encoded._decoded([item for _, item in group]):
-                    failed += encoded._encode(towers, items, clips, device)
-                    progress.update(len(items))
+        if lacking:
+            size = len(lacking) * sum(zeros.nbytes for zeros in self._zeros().values())
+            folder = self._cache.folder
+            logger.info("%d clips go through the towers, up to %.1f GB in %s", len(lacking), size / 1e9, folder)
+            if (free := shutil.disk_usage(folder).free) < size:
+                raise self._full(f"{size / 1e9:.1f} GB are wanted, {free / 1e9:.1f} GB are free")
+        failed = self._encode_all(lacking[state.process_index :: state.num_processes], device, state.is_main_process)
+        failed = sum(gather_object([failed]))
         if failed:
             logger.warning("%d clips cannot be decoded; training skips them and says why", failed)
-        state.wait_for_everyone()
+        if (missing := len(self._lacking(wanted))) > failed:
+            raise ConfigurationError(
+                f"tower_cache: {self._cache.folder} lacks {missing} clips on process {state.process_index}, of which "
+                f"{failed} cannot be decoded: name a folder that all nodes share"
+            )
 
     def _zeros(self) -> dict[str, Tensor]:
         """What stands for a clip that is not there."""
@@ -165,14 +163,15 @@ class EncodedClips:
             "audio": torch.zeros(audio.max_source_positions, audio.d_model, dtype=self._towers.dtype),
         }
 
-    def _lacking(self, wanted: Iterable[tuple[Record, str]]) -> list[tuple[str, Item]]:
+    def _lacking(self, wanted: Sequence[tuple[Record, str]]) -> list[tuple[str, Item]]:
         """Modality and place of clips that have no entry, each once, one modality after the other."""
         parts = {(modality, record.video, record.start, record.end): record for record, modality in wanted}
         lacking: list[tuple[str, Item]] = []
         for (modality, *_), record in sorted(parts.items(), key=lambda part: part[0][0]):
             path = Path(record.video)
-            there = not MODALITIES[modality] or not path.exists()
-            if not there and not self.of(modality)._cache.holds(path, record.start, record.end):
+            if not MODALITIES[modality] or not path.exists():
+                continue
+            if not self.of(modality)._cache.holds(path, record.start, record.end):
                 lacking.append((modality, Item(len(lacking), record, path)))
         return lacking
 
@@ -180,6 +179,19 @@ class EncodedClips:
         decoded = zip(items, decode_ahead(items, self.clips, None, 2 * _BATCH), strict=True)
         while batch := list(islice(decoded, _BATCH)):
             yield [item for item, _ in batch], [clip for _, clip in batch]
+
+    def _encode_all(self, lacking: Sequence[tuple[str, Item]], device: torch.device, speaks: bool) -> int:
+        """Encodes what :meth:`_lacking` named; returns how many clips could not be decoded."""
+        if not lacking:
+            return 0
+        towers, failed = self._towers.load(device), 0
+        with tqdm(total=len(lacking), desc="towers", unit="clip", disable=not speaks) as progress:
+            for modality, group in groupby(lacking, key=itemgetter(0)):
+                encoded = self.of(modality)
+                for items, clips in encoded._decoded([item for _, item in group]):
+                    failed += encoded._encode(towers, items, clips, device)
+                    progress.update(len(items))
+        return failed
 
     def _encode(
         self,

@@ -278,7 +278,7 @@ def run_sft(args: SFTArguments) -> None:
         save_manifest(args, stage="sft", records=len(train))
     if isinstance(clips, EncodedClips):
         datasets = [train] if validation is None else [train, validation]
-        wanted = ((record, dataset.modality_of(record)) for dataset in datasets for record in dataset.records)
+        wanted = [(record, dataset.modality_of(record)) for dataset in datasets for record in dataset.records]
         clips.encode(wanted, args.device)
     compile_layers(model, args)
     stop = StopOnRequest()
