@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from humanomni.prompts import MODALITIES
 logger = logging.getLogger(__name__)
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+_SECONDS_TO_REST = 0.5
 
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "decord", "av")
 
@@ -315,12 +318,14 @@ def require_finite(loss: torch.Tensor, step: int, batch: Sequence[str]) -> None:
 
 
 def end_processes(accelerator: Accelerator) -> None:
-    """Ends the process group once every process is done.
+    """Ends the process group once every process is done and its threads are at rest.
 
-    One that leaves early may be aborted in its exit, by a thread of the group's that is still at work; torchrun then
-    stops the others, and with them the one that writes the result.
+    A thread of gloo's frees the tensors of the last reductions only after they have returned, and needs Python's lock
+    for it: a process that is on its way out by then is aborted, and torchrun stops those that still write the result.
     """
     accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        time.sleep(_SECONDS_TO_REST)
     accelerator.end_training()
 
 
