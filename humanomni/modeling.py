@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BertModel, GenerationMixin, PreTrainedModel, Qwen2Model
 from transformers.cache_utils import Cache
+from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -324,8 +325,10 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
         The ``num_return_sequences`` rows of a prompt, which follow one another, share its prefill. What this loop has
         no use for goes to the library's: sharded weights, streams, scores and caches to return.
         """
+        # FSDP's weights are whole within the model's own forward alone; one process of it waits for no other.
+        sharded = synced_gpus or is_fsdp_managed_module(self)
         reads_embeddings = model_kwargs.get("inputs_embeds") is not None
-        if synced_gpus or streamer is not None or generation_config.return_dict_in_generate or reads_embeddings:
+        if sharded or streamer is not None or generation_config.return_dict_in_generate or reads_embeddings:
             return super()._sample(  # type: ignore[misc] # its self is a protocol
                 cast(torch.LongTensor, input_ids),
                 logits_processor,

@@ -90,7 +90,12 @@ def test_a_best_step_that_was_not_saved_is_not_looked_for(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "fault", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("PytorchStreamWriter failed writing file")]
+    "fault",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        RuntimeError("PytorchStreamWriter failed writing file"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2816 vs 2708"),
+    ],
 )
 def test_a_disk_that_gets_full_amid_a_save_leaves_the_checkpoint_before_it(
     fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

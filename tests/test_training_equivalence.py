@@ -171,11 +171,19 @@ def test_grpo_in_bfloat16_starts_with_policy_and_reference_alike(
     """Slow: two processes load torch and DeepSpeed, which computes in bfloat16 throughout, unlike autocast."""
     settings: dict[str, Any] = {"bf16": True, "gradient_checkpointing": True, "records_per_step": 2, "max_steps": 2}
     settings |= {"learning_rate": 1e-2, "lora_rank": lora_rank} | SHARDING[sharding]
-    done = runs.elsewhere(stage, "run", {"FIXED_ROLLOUTS": "1"}, processes=1 if sharding == "none" else 2, **settings)
+    done = runs.elsewhere(stage, "run", {"FIXED_ROLLOUTS": "1"}, processes=0 if sharding == "none" else 2, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     log = json.loads((runs.folder / "run/trainer_state.json").read_text())["log_history"]
     first, second = (row["kl"] for row in log if "kl" in row)
     assert first < 1e-6 < second  # the forward that keeps gradients may round differently
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", [pytest.param("zero3", marks=needs_deepspeed), "fsdp2"])
+def test_one_process_can_do_what_is_made_to_be_sharded(sharding: str, runs: Runs) -> None:
+    """Slow: a process loads torch and DeepSpeed. Its rollouts are those of one GPU with a cluster's configuration."""
+    done = runs.elsewhere("grpo", "run", {}, processes=1, bf16=True, max_steps=1, **SHARDING[sharding])
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow

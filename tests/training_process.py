@@ -76,11 +76,11 @@ def main() -> None:
         grpo.HumanOmniGRPOTrainer = FixedRollouts
     stage, *flags = sys.argv[1:]
     args = parse_arguments(SFTArguments if stage == "sft" else GRPOArguments, flags)
-    if args.deepspeed:  # on a CPU nothing else tells DeepSpeed of the processes before the weights are loaded
+    if args.deepspeed and args.use_cpu:  # where nothing else tells it of the processes before it loads
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")
-    if args.fsdp:
+    if args.fsdp and args.use_cpu:
         shard_on_cpus()
     run_sft(args) if isinstance(args, SFTArguments) else run_grpo(args)
 

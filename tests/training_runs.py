@@ -68,13 +68,13 @@ class Runs:
         return self.weights(name)
 
     def elsewhere(
-        self, stage: str, name: str, environment: dict[str, str], processes: int = 1, **settings: Any
+        self, stage: str, name: str, environment: dict[str, str], processes: int = 0, **settings: Any
     ) -> subprocess.CompletedProcess[str]:
-        """In processes of their own, under torchrun where they are several."""
+        """In a process of its own, or under torchrun in so many."""
         flags = flags_of(stage, self.folder / name, self.model, self.data, (SFT if stage == "sft" else GRPO) | settings)
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         return subprocess.run(
-            [sys.executable, *(torchrun if processes > 1 else []), str(PROGRAM), stage, *flags],
+            [sys.executable, *(torchrun if processes else []), str(PROGRAM), stage, *flags],
             env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
             cwd=Path(__file__).parents[1],
             capture_output=True,

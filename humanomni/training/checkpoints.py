@@ -246,4 +246,5 @@ def _is_full_disk(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
     # torch's and safetensors' writers put the system's words, or their own, into errors of their own.
-    return any(words in str(error) for words in ("No space left", "quota", "PytorchStreamWriter", "file write failed"))
+    said = ("No space left", "quota", "PytorchStreamWriter", "file write failed", "unexpected pos")
+    return any(words in str(error) for words in said)

@@ -50,7 +50,9 @@ def compile_layers(model: HumanOmniForConditionalGeneration, arguments: Any) -> 
     All layers share one compiled layer. It fuses norms, rotations, activations and autocast's casts, which are a third
     of a step of the 0.5B (docs/performance.md).
     """
-    if torch.cuda.is_available() and arguments.sharding_stage < 3:
+    # A compiled backward pass takes the tensors of its own forward pass alone. What gradient checkpointing recomputes
+    # may come from another: one compiled for more sizes since, or for the thread that the backward pass runs in.
+    if torch.cuda.is_available() and arguments.sharding_stage < 3 and not arguments.gradient_checkpointing:
         blocks = [module for module in model.model.projector.modules() if isinstance(module, RegBlock)]
         for layer in (*model.model.language_model.layers, *blocks):
             layer.compile()

@@ -1,0 +1,78 @@
+"""What only a GPU runs, the compiled, the captured and the sharded, against a CPU; skipped where there is no GPU."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_decoding import GREEDY, QUESTIONS, batch
+from training_process import FixedRollouts
+from training_runs import SHARDING, Runs, needs_deepspeed
+
+from humanomni.modeling import HumanOmniForConditionalGeneration
+from humanomni.processing import HumanOmniProcessor
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.parametrize(
+    "sharding",
+    ["none", pytest.param("zero2", marks=needs_deepspeed), pytest.param("zero3", marks=needs_deepspeed), "fsdp2"],
+)
+@pytest.mark.parametrize(
+    ("stage", "gradient_checkpointing"),
+    [("sft", False), ("sft", True), ("grpo", True)],
+    ids=["sft-compiled", "sft-recomputed", "grpo-recomputed"],
+)
+def test_the_gradients_are_those_of_a_cpu(
+    stage: str,
+    gradient_checkpointing: bool,
+    sharding: str,
+    lora_rank: int,
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Slow: compiles layers. In bfloat16 and under torchrun, as the configurations have it."""
+    monkeypatch.setattr("humanomni.training.grpo.HumanOmniGRPOTrainer", FixedRollouts)
+    settings: dict[str, Any] = {"max_steps": 3, "lora_rank": lora_rank, "save_strategy": "steps", "save_steps": 2}
+    settings |= {"sft": {"records_per_step": 8}, "grpo": {"records_per_step": 2}}[stage]
+    runs.here(stage, "cpu", **settings)
+    settings |= {"use_cpu": False, "bf16": True, "gradient_checkpointing": gradient_checkpointing} | SHARDING[sharding]
+    done = runs.elsewhere(stage, "gpu", {"FIXED_ROLLOUTS": "1"}, processes=1, **settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, norms = (logged(runs.folder / name, "grad_norm") for name in ("cpu", "gpu"))
+    assert norms == pytest.approx(expected, rel=0.05)
+    assert (runs.folder / "gpu/checkpoint-2").is_dir()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("trained", [True, False])
+def test_every_token_is_the_likeliest_by_a_forward_pass_on_a_cpu(
+    trained: bool, device: str, tiny_model_dir: Path
+) -> None:
+    """Batches of several sizes, one after the other through one captured step; of near ties either will do."""
+    processor = HumanOmniProcessor.from_pretrained(tiny_model_dir)
+    model = HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir).requires_grad_(trained).eval()
+    reference = HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir).eval()
+    model.to(device)
+    for inputs in (batch(processor, QUESTIONS), batch(processor, QUESTIONS[:1]), batch(processor, QUESTIONS[1:] * 3)):
+        tokens = model.generate(**{name: value.to(device) for name, value in inputs.items()}, **GREEDY).cpu()
+        new = tokens[:, inputs["input_ids"].shape[1] :]
+        mask = torch.cat([inputs["attention_mask"], torch.ones_like(new)], dim=1)
+        with torch.no_grad():
+            logits = reference(**inputs | {"input_ids": tokens, "attention_mask": mask}).logits
+        logits = logits[:, -new.shape[1] - 1 : -1]
+        logits[..., reference.generation_config.suppress_tokens or []] = -torch.inf
+        behind = logits.amax(dim=-1) - logits.gather(2, new.unsqueeze(2)).squeeze(2)
+        ends = (new == processor.tokenizer.eos_token_id).int()
+        written = ends.cumsum(dim=1) - ends == 0  # up to the end token itself
+        assert behind[written].max() < 1e-4
+
+
+def logged(run: Path, name: str) -> list[float]:
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    return [entry[name] for entry in history if name in entry]
