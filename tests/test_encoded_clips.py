@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_runs import SHARDING, Runs, assert_same, needs_deepspeed, validation_losses
+from training_runs import SFT, SHARDING, Runs, assert_same, flags_of, needs_deepspeed, validation_losses
 
 from humanomni.media import MediaError
 from humanomni.processing import HumanOmniProcessor
@@ -17,8 +17,8 @@ from humanomni.records import Record
 from humanomni.training import encoded_clips
 from humanomni.training.clips import ClipLoader
 from humanomni.training.encoded_clips import EncodedClips, Towers
-from humanomni.training.run import ConfigurationError
-from humanomni.training.sft import SFTArguments
+from humanomni.training.run import ConfigurationError, parse_arguments
+from humanomni.training.sft import SFTArguments, run_sft
 from humanomni.training.tensor_cache import TensorCache
 
 CPU = torch.device("cpu")
@@ -58,6 +58,14 @@ def test_processes_share_the_encoding(sharding: str, runs: Runs) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(runs.weights("two"), one, runs.model, 2e-3)
     assert len(list((runs.folder / "cache").iterdir())) == 6
+
+
+def test_a_dry_run_says_what_the_cache_will_take(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = runs.folder / "cache"
+    flags = flags_of("sft", runs.folder / "dry", runs.model, runs.data, SFT | {"tower_cache": cache, "dry_run": True})
+    run_sft(parse_arguments(SFTArguments, flags))
+    assert f"tower_cache        7 clips to encode, up to 0.0 GB in {cache} (" in capsys.readouterr().err
+    assert list(cache.iterdir()) == []
 
 
 def test_a_stage_that_follows_runs_neither_towers_nor_decoders(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,12 @@ class EncodedClips:
             media[f"{name}_features"] = torch.stack(filled) if filled else blank.new_zeros(0, *blank.shape)
         return media
 
+    def describe(self, wanted: Sequence[tuple[Record, str]]) -> str:
+        """How many clips of records, each with its modality, are still to be encoded, and the room that they take."""
+        count = len(self._lacking(wanted))
+        size, free = count * self._bytes_a_clip() / 1e9, self._free() / 1e9
+        return f"{count} clips to encode, up to {size:.1f} GB in {self._cache.folder} ({free:.1f} GB are free)"
+
     def encode(self, wanted: Sequence[tuple[Record, str]], device: torch.device) -> None:
         """Encodes the clips of records, each with its modality, that the folder lacks.
 
@@ -138,10 +144,9 @@ class EncodedClips:
         lacking = self._lacking(wanted)
         state.wait_for_everyone()  # before the first writes what another would count as there
         if lacking:
-            size = len(lacking) * sum(zeros.nbytes for zeros in self._zeros().values())
-            folder = self._cache.folder
-            logger.info("%d clips go through the towers, up to %.1f GB in %s", len(lacking), size / 1e9, folder)
-            if (free := shutil.disk_usage(folder).free) < size:
+            logger.info("%d clips go through the towers", len(lacking))
+            size, free = len(lacking) * self._bytes_a_clip(), self._free()
+            if free < size:
                 raise self._full(f"{size / 1e9:.1f} GB are wanted, {free / 1e9:.1f} GB are free")
         failed = self._encode_all(lacking[state.process_index :: state.num_processes], device, state.is_main_process)
         failed = sum(gather_object([failed]))
@@ -152,6 +157,12 @@ class EncodedClips:
                 f"tower_cache: {self._cache.folder} lacks {missing} clips on process {state.process_index}, of which "
                 f"{failed} cannot be decoded: name a folder that all nodes share"
             )
+
+    def _bytes_a_clip(self) -> int:
+        return sum(zeros.nbytes for zeros in self._zeros().values())
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._cache.folder).free
 
     def _zeros(self) -> dict[str, Tensor]:
         """What stands for a clip that is not there."""

@@ -262,7 +262,7 @@ def run_sft(args: SFTArguments) -> None:
     model = load_model(model_path, args)
     clips: ClipLoader | EncodedClips
     clips = ClipLoader(processor, args.modality, Path(args.clip_cache) if args.clip_cache else None)
-    if args.tower_cache and not args.dry_run:
+    if args.tower_cache:
         towers = Towers(model_path, torch.bfloat16 if args.bf16 else torch.float32)
         clips = EncodedClips(clips, towers, Path(args.tower_cache))
     train = SFTDataset(read_mixture(sources, data_root, args.seed), processor, clips, args)
@@ -271,14 +271,17 @@ def run_sft(args: SFTArguments) -> None:
         held_out = read_mixture(parse_sources("validation_data", args.validation_data), data_root, args.seed)
         validation = SFTDataset(held_out, processor, clips, args)
 
-    logger.info("SFT\n%s", describe_run(args, model, len(train)))
+    datasets = [train] if validation is None else [train, validation]
+    wanted = [(record, dataset.modality_of(record)) for dataset in datasets for record in dataset.records]
+    description = describe_run(args, model, len(train))
+    if isinstance(clips, EncodedClips):
+        description += f"\ntower_cache        {clips.describe(wanted)}"
+    logger.info("SFT\n%s", description)
     if args.dry_run:
         return
     if args.process_index == 0:
         save_manifest(args, stage="sft", records=len(train))
     if isinstance(clips, EncodedClips):
-        datasets = [train] if validation is None else [train, validation]
-        wanted = [(record, dataset.modality_of(record)) for dataset in datasets for record in dataset.records]
         clips.encode(wanted, args.device)
     compile_layers(model, args)
     stop = StopOnRequest()
