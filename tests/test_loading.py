@@ -72,6 +72,28 @@ def test_precision_and_attention_are_what_was_asked_for(dtype: str, attention: s
     torch.testing.assert_close(logits_of(model), expected, atol=1e-5 if dtype == "float32" else 0.1, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "device", "expected"),
+    [("auto", "cuda:1", "bfloat16"), ("auto", "cpu", "auto"), ("float32", "cuda", "float32")],
+)
+def test_a_gpu_computes_in_bfloat16_unless_told_otherwise(
+    dtype: str, device: str, expected: str, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training saves float32, which a GPU would go through many times as slowly."""
+    asked: dict[str, Any] = {}
+
+    def note(*_: Any, **options: Any) -> None:
+        asked.update(options)
+        raise OSError("enough")
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated: True)
+    monkeypatch.setattr(loading, "_require_device", lambda _: None)
+    monkeypatch.setattr(HumanOmniForConditionalGeneration, "from_pretrained", note)
+    with pytest.raises(LoadError, match="enough"):
+        load_model(LoadOptions(tiny_model_dir, dtype=dtype), device)
+    assert (asked["dtype"], asked["device_map"]) == (expected, device)
+
+
 @pytest.mark.parametrize(("bits", "likeness"), [("8bit", 0.99), ("4bit", 0.9)])
 def test_the_language_model_alone_is_quantised(
     bits: str, likeness: float, adapted: tuple[Path, torch.Tensor], tiny_model_dir: Path
