@@ -11,6 +11,8 @@ from humanomni.modeling import HumanOmniForConditionalGeneration, cast_ahead
 from humanomni.projector import RegBlock
 from humanomni.training.lora import add_adapter
 
+_KINDS_COMPILED = 32
+
 
 def load_model(path: Path, arguments: Any) -> HumanOmniForConditionalGeneration:
     """The model of a run, its parts trained and frozen as the arguments say; in a dry run without weights."""
@@ -53,6 +55,8 @@ def compile_layers(model: HumanOmniForConditionalGeneration, arguments: Any) -> 
     # A compiled backward pass takes the tensors of its own forward pass alone. What gradient checkpointing recomputes
     # may come from another: one compiled for more sizes since, or for the thread that the backward pass runs in.
     if torch.cuda.is_available() and arguments.sharding_stage < 3 and not arguments.gradient_checkpointing:
+        # There are four kinds of block, and each is compiled for one size, then for any, and for evaluation again.
+        torch._dynamo.config.recompile_limit = _KINDS_COMPILED
         blocks = [module for module in model.model.projector.modules() if isinstance(module, RegBlock)]
         for layer in (*model.model.language_model.layers, *blocks):
             layer.compile()
