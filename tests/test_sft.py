@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.training.clips import ClipLoader
 from humanomni.training.data_mixing import parse_sources, read_mixture
+from humanomni.training.model import compile_layers
 from humanomni.training.run import ConfigurationError
 from humanomni.training.sft import SFTArguments, SFTCollator, SFTDataset, SFTTrainer
 
@@ -141,6 +143,28 @@ def test_a_record_that_cannot_be_used_is_no_part_of_the_validation_loss(
     assert with_it == pytest.approx(without_it, rel=1e-5)
     assert with_it > 1
     assert "eval_loss" not in trainer.evaluate(Subset(records, [1]))
+
+
+@pytest.mark.parametrize(
+    ("sharding_stage", "gradient_checkpointing", "compiles"),
+    [(0, False, True), (2, False, True), (0, True, False), (2, True, False), (3, False, False)],
+)
+def test_layers_are_compiled_on_a_gpu_where_nothing_recomputes_or_gathers_them(
+    sharding_stage: int,
+    gradient_checkpointing: bool,
+    compiles: bool,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What gradient checkpointing recomputes may come from another compiled graph than the backward pass."""
+    compiled: list[torch.nn.Module] = []
+    model = HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    arguments = SimpleNamespace(sharding_stage=sharding_stage, gradient_checkpointing=gradient_checkpointing)
+    with torch._dynamo.config.patch(recompile_limit=8):  # and back
+        compile_layers(model, arguments)
+    assert (model.model.language_model.layers[0] in compiled) == compiles
 
 
 @pytest.mark.slow
