@@ -140,7 +140,7 @@ def load_model(options: LoadOptions, device: str = "cpu") -> "HumanOmniForCondit
 
 
 def _precision(dtype: str, device: str) -> str:
-    """What "auto" means on a device. Training writes float32, whose products take a GPU ten times as long."""
+    """What "auto" means on a device. Training on one GPU writes float32, far slower to compute in."""
     import torch
 
     if dtype == "auto" and torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(False):

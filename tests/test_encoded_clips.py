@@ -64,7 +64,7 @@ def test_a_dry_run_says_what_the_cache_will_take(runs: Runs, capsys: pytest.Capt
     cache = runs.folder / "cache"
     flags = flags_of("sft", runs.folder / "dry", runs.model, runs.data, SFT | {"tower_cache": cache, "dry_run": True})
     run_sft(parse_arguments(SFTArguments, flags))
-    assert f"tower_cache        7 clips to encode, up to 0.0 GB in {cache} (" in capsys.readouterr().err
+    assert f"tower_cache: 7 clips to encode, up to 0.0 GB in {cache} (" in capsys.readouterr().err
     assert list(cache.iterdir()) == []
 
 

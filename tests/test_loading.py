@@ -79,7 +79,7 @@ def test_precision_and_attention_are_what_was_asked_for(dtype: str, attention: s
 def test_a_gpu_computes_in_bfloat16_unless_told_otherwise(
     dtype: str, device: str, expected: str, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training saves float32, which a GPU would go through many times as slowly."""
+    """Training on one GPU saves float32."""
     asked: dict[str, Any] = {}
 
     def note(*_: Any, **options: Any) -> None:

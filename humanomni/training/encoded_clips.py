@@ -126,9 +126,7 @@ class EncodedClips:
 
     def describe(self, wanted: Sequence[tuple[Record, str]]) -> str:
         """How many clips of records, each with its modality, are still to be encoded, and the room that they take."""
-        count = len(self._lacking(wanted))
-        size, free = count * self._bytes_a_clip() / 1e9, self._free() / 1e9
-        return f"{count} clips to encode, up to {size:.1f} GB in {self._cache.folder} ({free:.1f} GB are free)"
+        return self._describe(len(self._lacking(wanted)))
 
     def encode(self, wanted: Sequence[tuple[Record, str]], device: torch.device) -> None:
         """Encodes the clips of records, each with its modality, that the folder lacks.
@@ -144,7 +142,7 @@ class EncodedClips:
         lacking = self._lacking(wanted)
         state.wait_for_everyone()  # before the first writes what another would count as there
         if lacking:
-            logger.info("%d clips go through the towers", len(lacking))
+            logger.info("%s", self._describe(len(lacking)))
             size, free = len(lacking) * self._bytes_a_clip(), self._free()
             if free < size:
                 raise self._full(f"{size / 1e9:.1f} GB are wanted, {free / 1e9:.1f} GB are free")
@@ -157,6 +155,10 @@ class EncodedClips:
                 f"tower_cache: {self._cache.folder} lacks {missing} clips on process {state.process_index}, of which "
                 f"{failed} cannot be decoded: name a folder that all nodes share"
             )
+
+    def _describe(self, count: int) -> str:
+        size, free = count * self._bytes_a_clip() / 1e9, self._free() / 1e9
+        return f"{count} clips to encode, up to {size:.1f} GB in {self._cache.folder} ({free:.1f} GB are free)"
 
     def _bytes_a_clip(self) -> int:
         return sum(zeros.nbytes for zeros in self._zeros().values())

@@ -273,11 +273,10 @@ def run_sft(args: SFTArguments) -> None:
 
     datasets = [train] if validation is None else [train, validation]
     wanted = [(record, dataset.modality_of(record)) for dataset in datasets for record in dataset.records]
-    description = describe_run(args, model, len(train))
-    if isinstance(clips, EncodedClips):
-        description += f"\ntower_cache        {clips.describe(wanted)}"
-    logger.info("SFT\n%s", description)
+    logger.info("SFT\n%s", describe_run(args, model, len(train)))
     if args.dry_run:
+        if isinstance(clips, EncodedClips):
+            logger.info("tower_cache: %s", clips.describe(wanted))
         return
     if args.process_index == 0:
         save_manifest(args, stage="sft", records=len(train))
