@@ -325,8 +325,8 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
         The ``num_return_sequences`` rows of a prompt, which follow one another, share its prefill. What this loop has
         no use for goes to the library's: sharded weights, streams, scores and caches to return.
         """
-        # FSDP's weights are whole within the model's own forward alone; one process of it waits for no other.
-        sharded = synced_gpus or is_fsdp_managed_module(self)
+        # ZeRO-3's shards are empty but for those who gather them; FSDP's weights are whole within a forward alone.
+        sharded = is_fsdp_managed_module(self) or not all(parameter.numel() for parameter in self.parameters())
         reads_embeddings = model_kwargs.get("inputs_embeds") is not None
         if sharded or streamer is not None or generation_config.return_dict_in_generate or reads_embeddings:
             return super()._sample(  # type: ignore[misc] # its self is a protocol
@@ -348,6 +348,8 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             self._decoder = None  # its memory is free before that of the next one is taken
             self._decoder = Decoder(self.model.language_model, self.lm_head, dtype, rows, stopping_criteria.max_length)
         decoder = self._decoder
+        if hasattr(self.lm_head.weight, "ds_id"):
+            self._decoder = None  # gathered weights are elsewhere the next time, and a graph knows them by address
         decoder.refresh()
 
         embeds = self.model.embed(input_ids[::copies], **{name: value[::copies] for name, value in media.items()})

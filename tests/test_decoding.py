@@ -113,6 +113,21 @@ def test_samples_of_a_prompt_share_its_prefill_and_are_those_of_copies(
     assert torch.equal(shared, copies)
 
 
+def test_weights_that_zero3_has_gathered_are_decoded_with_and_its_shards_are_not(
+    model: HumanOmniForConditionalGeneration, processor: HumanOmniProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gathered weights are elsewhere each time, so that nothing may be kept of them."""
+    inputs = batch(processor, QUESTIONS)
+    expected = model.generate(**inputs, **GREEDY)
+    model._decoder = None
+    model.lm_head.weight.ds_id = 0
+    monkeypatch.setattr(GenerationMixin, "_sample", lambda *_, **__: "the library's loop")
+    assert torch.equal(model.generate(**inputs, **GREEDY, synced_gpus=True), expected)
+    assert model._decoder is None
+    model.lm_head.weight.data = torch.empty(0)
+    assert model.generate(**inputs, **GREEDY, synced_gpus=True) == "the library's loop"
+
+
 def test_decoding_in_half_precision_follows_the_float32_weights(
     model: HumanOmniForConditionalGeneration, processor: HumanOmniProcessor
 ) -> None:

@@ -14,10 +14,12 @@ from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 
 @needs_gpu
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=needs_two)])
 @pytest.mark.parametrize("lora_rank", [0, 4])
 @pytest.mark.parametrize(
     "sharding",
@@ -33,6 +35,7 @@ def test_the_gradients_are_those_of_a_cpu(
     gradient_checkpointing: bool,
     sharding: str,
     lora_rank: int,
+    processes: int,
     runs: Runs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -42,7 +45,7 @@ def test_the_gradients_are_those_of_a_cpu(
     settings |= {"sft": {"records_per_step": 8}, "grpo": {"records_per_step": 2}}[stage]
     runs.here(stage, "cpu", **settings)
     settings |= {"use_cpu": False, "bf16": True, "gradient_checkpointing": gradient_checkpointing} | SHARDING[sharding]
-    done = runs.elsewhere(stage, "gpu", {"FIXED_ROLLOUTS": "1"}, processes=1, **settings)
+    done = runs.elsewhere(stage, "gpu", {"FIXED_ROLLOUTS": "1"}, processes=processes, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     expected, norms = (logged(runs.folder / name, "grad_norm") for name in ("cpu", "gpu"))
     assert norms == pytest.approx(expected, rel=0.05)

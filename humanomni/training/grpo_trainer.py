@@ -9,7 +9,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import gather
 from torch import Tensor, nn
 from trl import GRPOConfig, GRPOTrainer
+from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head, split_tensor_dict
 
 from humanomni.decoding import cast_parameters
@@ -32,6 +33,7 @@ from humanomni.training.completion_log import CompletionLog, sample_of
 from humanomni.training.groups import pack_groups
 from humanomni.training.judge_watch import JudgeWatch
 from humanomni.training.lora import switch_off_adapter
+from humanomni.training.model import gather_by_blocks
 from humanomni.training.rewards import CoherenceReward, text_of
 from humanomni.training.run import StageArguments, require_finite
 
@@ -91,19 +93,33 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._unreadable = torch.empty(0, dtype=torch.bool)
         self._shuffled = False
         beta = args.beta
-        # TRL's reference is a second full model, read from disk again. Sharded weights cannot be shared.
-        shared = beta != 0 and cast(StageArguments, args).sharding_stage < 3
-        reference = reference_of(model) if shared else None
-        if reference is not None and args.bf16:
-            # Under autocast, what it would cast at every use, once; DeepSpeed's engine has no autocast and no float32.
-            (cast_parameters if args.deepspeed else cast_ahead)(reference, torch.bfloat16)
-        args.beta = 0.0 if shared else beta
+        reference = self._reference(model, args) if beta else None
+        args.beta = 0.0  # TRL's reference would be a second full model
         super().__init__(model=model, args=args, **kwargs)
         args.beta = self.beta = beta
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
-            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+            if cast(StageArguments, args).sharding_stage < 3:
+                self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+            else:
+                shard: Callable[..., Any] = prepare_fsdp if self.is_fsdp_enabled else prepare_deepspeed
+                self.ref_model = shard(reference, self.accelerator)
         self.add_callback(judge_watch)  # whose state each checkpoint keeps
+
+    @staticmethod
+    def _reference(model: HumanOmniForConditionalGeneration, args: Any) -> HumanOmniForConditionalGeneration:
+        """The model that the policy starts from: its own frozen parts, or read again where weights are sharded."""
+        if args.sharding_stage == 3:
+            reference = HumanOmniForConditionalGeneration.from_pretrained(args.model_path, dtype=model.dtype)
+            reference.requires_grad_(False)
+            if args.deepspeed:
+                gather_by_blocks(reference)
+            return reference
+        reference = reference_of(model)
+        if args.bf16:
+            # Under autocast, what it would cast at every use, once; DeepSpeed's engine has no autocast and no float32.
+            (cast_parameters if args.deepspeed else cast_ahead)(reference, torch.bfloat16)
+        return reference
 
     @property
     def _coherence_rewards(self) -> list[CoherenceReward]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from humanomni.configuration import HumanOmniConfig
@@ -44,6 +45,31 @@ def prepare(model: HumanOmniForConditionalGeneration, path: Path, arguments: Any
     # Sharded weights are of one precision, which DeepSpeed or FSDP sees to.
     if arguments.bf16 and arguments.sharding_stage == 0:
         cast_ahead(model, torch.bfloat16)
+    if arguments.deepspeed and arguments.sharding_stage == 3 and not arguments.dry_run:
+        gather_by_blocks(model)
+
+
+def gather_by_blocks(model: HumanOmniForConditionalGeneration) -> None:
+    """Has ZeRO-3 gather frozen encoders, decoder layers and the projector's second stages whole.
+
+    By itself it gathers the weights of each linear layer, with hooks whose time is that of a hundred kernels: a GRPO
+    step of the 0.5B goes through 2,600 of them (docs/performance.md).
+    """
+    from deepspeed.utils import set_z3_leaf_module  # an optional dependency
+
+    core = model.model
+    blocks = [encoder for encoder in (core.vision_tower, core.audio_tower, core.bert) if not _trains(encoder)]
+    # A trained block must have inputs with gradients, after which its own are reduced: frames have none, so that the
+    # projector's first stages stay as they are, and embeddings have some where they or a projector are trained.
+    blocks += [core.projector.video.stage2, core.projector.body.stage2]
+    if any(map(_trains, (core.language_model.embed_tokens, core.projector, core.audio_projector))):
+        blocks += core.language_model.layers
+    for block in blocks:
+        set_z3_leaf_module(block, True)
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def compile_layers(model: HumanOmniForConditionalGeneration, arguments: Any) -> None:
