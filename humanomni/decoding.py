@@ -14,8 +14,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import Qwen2Model
+from transformers.cache_utils import Cache
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 _CAPACITY_STEP = 128  # prompts of about one length share a cache and its graph
@@ -27,9 +29,10 @@ class Decoder:
     Args:
         language_model: Qwen2 with full attention in every layer.
         lm_head: its vocabulary head.
-        dtype: what to compute in; weights of another one, or with a LoRA adapter, are copied, the adapter merged, and
-            :meth:`refresh` brings the copy up to date. Frozen weights of this one are laid side by side where one
-            product can then take the place of several; the model's parameters become parts of the whole.
+        dtype: what to compute in; weights of another one, with a LoRA adapter or in FSDP's shards are copied, whole
+            and the adapter merged, and :meth:`refresh` brings the copy up to date. Frozen weights of this one are laid
+            side by side where one product can then take the place of several; the model's parameters become parts of
+            the whole.
         rows: B.
         positions: what the cache must hold at least; C is the next multiple of 128.
     """
@@ -41,8 +44,12 @@ class Decoder:
         self.dtype = dtype
         self._source: nn.ModuleList = nn.ModuleList([language_model, lm_head])
         self._adapted = list(_adapted_layers(self._source))
-        same = all(parameter.dtype == dtype for parameter in self._source.parameters())
-        self._modules = self._source if same and not self._adapted else _merged_copy(self._source, dtype)
+        if any(isinstance(parameter, DTensor) for parameter in self._source.parameters()):
+            self._modules = _whole_copy(language_model, lm_head, dtype)
+        elif self._adapted or any(parameter.dtype != dtype for parameter in self._source.parameters()):
+            self._modules = _merged_copy(self._source, dtype)
+        else:
+            self._modules = self._source
         self._layers = [_Layer(layer) for layer in self._parts[0].layers]
         config: Any = language_model.config
         device = lm_head.weight.device
@@ -75,11 +82,14 @@ class Decoder:
         return same_weights and writable and dtype == self.dtype and large_enough
 
     def refresh(self) -> None:
-        """Copies the weights again, after an optimizer step; free where they are shared."""
+        """Copies the weights again, after an optimizer step; free where they are shared.
+
+        Where they are sharded, every process must take part.
+        """
         if self._modules is not self._source:
             with torch.no_grad():
                 for parameter, value in zip(self._modules.parameters(), _merged_parameters(self._source), strict=True):
-                    parameter.copy_(value)
+                    parameter.copy_(value.full_tensor() if isinstance(value, DTensor) else value)
 
     def prefill(self, embeds_BPD: Tensor, mask_BP: Tensor, copies: int) -> Tensor:
         """Reads prompts, left-padded, and lays each into the cache ``copies`` times.
@@ -88,22 +98,35 @@ class Decoder:
             Logits of the next token, one row a copy, [B * copies, vocabulary].
         """
         language_model, lm_head = self._parts
-        prompts, length = mask_BP.shape
-        positions_BP = (mask_BP.cumsum(dim=1) - 1).clamp(min=0)
         hidden_BPD = embeds_BPD.to(self.dtype)
-        rotation = language_model.rotary_emb(hidden_BPD, positions_BP)
+        rotation = language_model.rotary_emb(hidden_BPD, _positions(mask_BP))
         may_look = None if mask_BP.all() else _causal(mask_BP)
-        rows = prompts * copies
-        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+        for number, layer in enumerate(self._layers):
             hidden_BPD, keys_BKPH, values_BKPH = self._read(layer, hidden_BPD, *rotation, may_look)
-            keys[:rows, :, :length] = keys_BKPH.repeat_interleave(copies, dim=0)
-            values[:rows, :, :length] = values_BKPH.repeat_interleave(copies, dim=0)
+            self._keep(number, keys_BKPH, values_BKPH, copies)
+        self._start(mask_BP, copies)
+        return lm_head(language_model.norm(hidden_BPD[:, -1])).repeat_interleave(copies, dim=0)
+
+    def adopt(self, cache: Cache, mask_BP: Tensor, copies: int) -> None:
+        """Goes on after prompts that the model itself has read into ``cache``, as after :meth:`prefill`."""
+        for number, layer in enumerate(cast(Sequence[Any], cache.layers)):
+            self._keep(number, layer.keys, layer.values, copies)
+        self._start(mask_BP, copies)
+
+    def _keep(self, number: int, keys_BKPH: Tensor, values_BKPH: Tensor, copies: int) -> None:
+        """A layer's keys and values of prompts, ``copies`` rows each."""
+        for cached, read in ((self._keys, keys_BKPH), (self._values, values_BKPH)):
+            cached[number, : len(read) * copies, :, : read.shape[2]] = read.repeat_interleave(copies, dim=0)
+
+    def _start(self, mask_BP: Tensor, copies: int) -> None:
+        """Steps go on after prompts of this mask, ``copies`` rows each."""
+        prompts, length = mask_BP.shape
+        rows = prompts * copies
         self._bias.fill_(torch.finfo(self.dtype).min)
         seen_BP = mask_BP.bool().repeat_interleave(copies, dim=0)
         self._bias[:rows, 0, 0, :length].masked_fill_(seen_BP, 0)
-        self._positions[:rows] = positions_BP[:, -1].repeat_interleave(copies)
+        self._positions[:rows] = _positions(mask_BP)[:, -1].repeat_interleave(copies)
         self._slot.fill_(length - 1)
-        return lm_head(language_model.norm(hidden_BPD[:, -1])).repeat_interleave(copies, dim=0)
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Takes one token a row and returns the logits [B, vocabulary] of the next, valid until the next call."""
@@ -207,6 +230,11 @@ def _decode(
     return layer.after_attention(hidden_B1D, layer.attend(query, keys_BKCH, values_BKCH, bias_B11C))
 
 
+def _positions(mask_BP: Tensor) -> Tensor:
+    """Positions [B, P], which count from each row's first token."""
+    return (mask_BP.cumsum(dim=1) - 1).clamp(min=0)
+
+
 def _causal(mask_BP: Tensor) -> Tensor:
     """Which positions a position may look at [B, 1, P, P]: its row's own up to itself, and of padding itself."""
     length = mask_BP.shape[1]
@@ -261,6 +289,19 @@ def _merged_copy(modules: nn.ModuleList, dtype: torch.dtype) -> nn.ModuleList:
         merged.set_submodule(name, layer.base_layer)
     cast_parameters(merged, dtype)
     return merged.requires_grad_(False)
+
+
+def _whole_copy(language_model: Qwen2Model, lm_head: nn.Linear, dtype: torch.dtype) -> nn.ModuleList:
+    """Plain modules of the sizes of sharded ones, which cannot be copied; their values come with a refresh."""
+    with torch.device("meta"):  # nothing is drawn, which would change the rollouts
+        whole = Qwen2Model(cast(Any, language_model.config))
+        modules = nn.ModuleList([whole, nn.Linear(lm_head.in_features, lm_head.out_features, bias=False)])
+    cast_parameters(modules, dtype)
+    modules.to_empty(device=lm_head.weight.device)
+    whole.rotary_emb = copy.deepcopy(language_model.rotary_emb)
+    if lm_head.weight is language_model.embed_tokens.weight:
+        modules[1].weight = whole.embed_tokens.weight
+    return modules.requires_grad_(False)
 
 
 def _merged_parameters(modules: nn.Module) -> Iterator[Tensor]:

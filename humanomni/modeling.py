@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BertModel, GenerationMixin, PreTrainedModel, Qwen2Model
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -325,8 +326,10 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
         The ``num_return_sequences`` rows of a prompt, which follow one another, share its prefill. What this loop has
         no use for goes to the library's: sharded weights, streams, scores and caches to return.
         """
-        # ZeRO-3's shards are empty but for those who gather them; FSDP's weights are whole within a forward alone.
-        sharded = is_fsdp_managed_module(self) or not all(parameter.numel() for parameter in self.parameters())
+        # ZeRO-3's shards are empty but for those who gather them first; of FSDP only the second version is known here.
+        by_fsdp = isinstance(self, FSDPModule)
+        sharded = not all(parameter.numel() for parameter in self.parameters())
+        sharded = sharded or (is_fsdp_managed_module(self) and not by_fsdp)
         reads_embeddings = model_kwargs.get("inputs_embeds") is not None
         if sharded or streamer is not None or generation_config.return_dict_in_generate or reads_embeddings:
             return super()._sample(  # type: ignore[misc] # its self is a protocol
@@ -348,13 +351,21 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             self._decoder = None  # its memory is free before that of the next one is taken
             self._decoder = Decoder(self.model.language_model, self.lm_head, dtype, rows, stopping_criteria.max_length)
         decoder = self._decoder
-        if hasattr(self.lm_head.weight, "ds_id"):
-            self._decoder = None  # gathered weights are elsewhere the next time, and a graph knows them by address
+        if by_fsdp or hasattr(self.lm_head.weight, "ds_id"):
+            self._decoder = None  # a whole copy is not kept; what ZeRO-3 gathers is at another address the next time
         decoder.refresh()
 
-        embeds = self.model.embed(input_ids[::copies], **{name: value[::copies] for name, value in media.items()})
+        prompts, media = input_ids[::copies], {name: value[::copies] for name, value in media.items()}
+        if by_fsdp:  # whose weights are whole within the model's own forward alone
+            cache = DynamicCache()
+            read = self(prompts, attention_mask=mask[::copies], past_key_values=cache, logits_to_keep=1, **media)
+            decoder.adopt(cache, mask[::copies], copies)
+            logits = read.logits[:, -1].repeat_interleave(copies, dim=0)
+        else:
+            embeds = self.model.embed(prompts, **media)
+            with torch.autocast(device, enabled=False):
+                logits = decoder.prefill(embeds, mask[::copies], copies)
         with torch.autocast(device, enabled=False):
-            logits = decoder.prefill(embeds, mask[::copies], copies)
             ids = input_ids.new_zeros(rows, stopping_criteria.max_length)
             ids[:, :length] = input_ids
             going_on = torch.ones(rows, dtype=torch.bool, device=input_ids.device)

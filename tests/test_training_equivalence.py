@@ -182,6 +182,25 @@ def test_grpo_in_bfloat16_starts_with_policy_and_reference_alike(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "sharding", "lora_rank"),
+    cases(*(("grpo", sharding, rank) for sharding in ("zero3", "fsdp2") for rank in (0, 4))),
+)
+def test_rollouts_are_those_of_whole_weights(stage: str, sharding: str, lora_rank: int, runs: Runs) -> None:
+    """Slow: two runs of two processes. The second step samples from weights that the first has changed."""
+    settings = {"max_steps": 2, "records_per_step": 2, "lora_rank": lora_rank, "sample_steps": 1, "learning_rate": 1e-2}
+    for name, how in (("whole", {}), ("sharded", SHARDING[sharding])):
+        done = runs.elsewhere(stage, name, {"OWN_LOOP": "1"}, processes=2, **settings | how)
+        assert done.returncode == 0, done.stderr[-3000:]
+    whole, sharded = (
+        [json.loads(line)["completion"] for line in read_lines(runs.folder / name / "completions.jsonl")]
+        for name in ("whole", "sharded")
+    )
+    assert sharded == whole
+    assert len(set(whole)) > 4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", [pytest.param("zero3", marks=needs_deepspeed), "fsdp2"])
 def test_one_process_can_do_what_is_made_to_be_sharded(sharding: str, runs: Runs) -> None:
     """Slow: a process loads torch and DeepSpeed. Its rollouts are those of one GPU with a cluster's configuration."""

@@ -2,6 +2,7 @@
 
 KILL_AT_STEP=N kills it (SIGKILL) when optimizer step N has been taken, KILL_IN_SAVE=N amid its N-th checkpoint.
 FIXED_ROLLOUTS=1 has GRPO's rollouts sampled, and then replaced by the same ones whatever the number of processes.
+OWN_LOOP=1 ends it where transformers' loop, slow but right for weights of any kind, would sample them.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any
 import transformers.trainer
 from accelerate import DistributedType
 from accelerate.state import AcceleratorState, PartialState
-from transformers import Trainer, TrainerCallback
+from transformers import GenerationMixin, Trainer, TrainerCallback
 
 from humanomni.training import grpo
 from humanomni.training.grpo import GRPOArguments, run_grpo
@@ -54,6 +55,10 @@ class FixedRollouts(HumanOmniGRPOTrainer):
         return completions, None
 
 
+def refuse_the_library_s_loop(*_: Any, **__: Any) -> None:
+    raise AssertionError("transformers' loop samples the rollouts")
+
+
 def shard_on_cpus() -> None:
     """Has accelerate take FSDP's plugin on CPUs, as it does on GPUs; there it drops it without a word and runs DDP."""
     start = AcceleratorState.__init__
@@ -74,6 +79,8 @@ def main() -> None:
         kill_in_save()
     if "FIXED_ROLLOUTS" in os.environ:
         grpo.HumanOmniGRPOTrainer = FixedRollouts
+    if "OWN_LOOP" in os.environ:
+        GenerationMixin._sample = refuse_the_library_s_loop
     stage, *flags = sys.argv[1:]
     args = parse_arguments(SFTArguments if stage == "sft" else GRPOArguments, flags)
     if args.deepspeed and args.use_cpu:  # where nothing else tells it of the processes before it loads
