@@ -20,7 +20,7 @@ from humanomni.training.clips import ClipLoader
 from humanomni.training.data_mixing import parse_sources, read_mixture
 from humanomni.training.model import compile_layers
 from humanomni.training.run import ConfigurationError
-from humanomni.training.sft import SFTArguments, SFTCollator, SFTDataset, SFTTrainer
+from humanomni.training.sft import SFTArguments, SFTCollator, SFTDataset, SFTSample, SFTTrainer
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,27 @@ def test_the_loss_lies_on_the_assistants_turn_and_its_end(
     for row, sample in enumerate((samples[0], samples[3])):
         learnt = batch["input_ids"][row][batch["labels"][row] != -100]
         assert processor.tokenizer.decode(learnt) == f"{sample.record.target}<|im_end|>\n"
-        read = batch["input_ids"][row][batch["attention_mask"][row] == 1]
-        assert read.tolist() == sample.prompt_ids + sample.target_ids
+        read = sample.prompt_ids + sample.target_ids
+        assert batch["input_ids"][row].tolist()[: len(read)] == read
+
+
+def test_padding_changes_nothing_for_the_rows_that_it_fills(
+    toy_world_dir: Path, tiny_model_dir: Path, processor: HumanOmniProcessor, tmp_path: Path
+) -> None:
+    """A batch has no attention mask: what stands before padding does not see it."""
+    samples = dataset(toy_world_dir / "sft_train.jsonl", processor, tmp_path)
+    chosen = sorted((samples[index] for index in range(4)), key=lambda sample: len(sample.target_ids))
+    assert len(chosen[0].target_ids) < len(chosen[-1].target_ids)
+    model = HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir)
+
+    def summed_loss(samples: list[SFTSample]) -> torch.Tensor:
+        batch = SFTCollator(processor, ClipLoader(processor, "video_audio"))(samples)
+        return model(
+            **{name: batch[name] for name in batch if name not in ("ids", "problems")}, num_items_in_batch=1
+        ).loss
+
+    alone = sum(summed_loss([sample]) for sample in chosen)
+    assert summed_loss(chosen).item() == pytest.approx(alone.item(), rel=1e-5)
 
 
 def test_the_prompt_is_the_one_of_inference(toy_world_dir: Path, processor: HumanOmniProcessor, tmp_path: Path) -> None:

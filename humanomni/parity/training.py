@@ -57,7 +57,7 @@ def check_sft(golden: GoldenSet) -> None:
                 table.not_checked("logits", "not stored")
             else:
                 # Rows that are padded end in positions that nothing reads.
-                whole = batch["attention_mask"].bool().all(dim=1)
+                whole = batch["labels"][:, -1] != -100
                 last = output.logits[whole, -golden_logits.shape[1] :].detach()
                 table.close("logits of unpadded rows", last, golden_logits[whole.numpy()], LOGITS)
             output.loss.backward()
