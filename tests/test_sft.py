@@ -18,8 +18,8 @@ from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.training.clips import ClipLoader
 from humanomni.training.data_mixing import parse_sources, read_mixture
-from humanomni.training.model import compile_layers
-from humanomni.training.run import ConfigurationError
+from humanomni.training.model import compile_layers, gather_by_blocks
+from humanomni.training.run import DEFAULT_PARTS, ConfigurationError
 from humanomni.training.sft import SFTArguments, SFTCollator, SFTDataset, SFTSample, SFTTrainer
 
 
@@ -184,6 +184,29 @@ def test_layers_are_compiled_on_a_gpu_where_nothing_recomputes_or_gathers_them(
     with torch._dynamo.config.patch(recompile_limit=8):  # and back
         compile_layers(model, arguments)
     assert (model.model.language_model.layers[0] in compiled) == compiles
+
+
+@pytest.mark.parametrize(
+    ("trained", "whole"),
+    [
+        (DEFAULT_PARTS, {"vision_tower", "audio_tower", "bert", "language_model.layers.0", "projector.body.stage2"}),
+        (("vision_tower", "projector"), {"audio_tower", "bert", "language_model.layers.0", "projector.body.stage2"}),
+        (("gate",), {"vision_tower", "audio_tower", "bert", "projector.body.stage2"}),
+    ],
+)
+def test_blocks_that_zero3_gathers_whole_are_frozen_or_have_inputs_with_gradients(
+    trained: tuple[str, ...], whole: set[str], tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of other blocks DeepSpeed reduces the gradients before they are there."""
+    marked: list[torch.nn.Module] = []
+    deepspeed = SimpleNamespace(set_z3_leaf_module=lambda module, _: marked.append(module))
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(utils=deepspeed))
+    monkeypatch.setitem(sys.modules, "deepspeed.utils", deepspeed)
+    model = HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir)
+    model.set_trainable(trained)
+    gather_by_blocks(model)
+    looked_at = {"vision_tower", "audio_tower", "bert", "language_model.layers.0", "projector.body.stage1"} | whole
+    assert {name for name in looked_at if model.model.get_submodule(name) in marked} == whole
 
 
 @pytest.mark.slow
