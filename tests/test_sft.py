@@ -191,7 +191,8 @@ def test_layers_are_compiled_on_a_gpu_where_nothing_recomputes_or_gathers_them(
     [
         (DEFAULT_PARTS, {"vision_tower", "audio_tower", "bert", "language_model.layers.0", "projector.body.stage2"}),
         (("vision_tower", "projector"), {"audio_tower", "bert", "language_model.layers.0", "projector.body.stage2"}),
-        (("gate",), {"vision_tower", "audio_tower", "bert", "projector.body.stage2"}),
+        ((), {"vision_tower", "audio_tower", "bert", "language_model.layers.0", "projector.body.stage2"}),
+        (("gate", "language_model"), {"vision_tower", "audio_tower", "bert", "projector.body.stage2"}),
     ],
 )
 def test_blocks_that_zero3_gathers_whole_are_frozen_or_have_inputs_with_gradients(
@@ -204,8 +205,9 @@ def test_blocks_that_zero3_gathers_whole_are_frozen_or_have_inputs_with_gradient
     monkeypatch.setitem(sys.modules, "deepspeed.utils", deepspeed)
     model = HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir)
     model.set_trainable(trained)
+    model.model.language_model.embed_tokens.requires_grad_("projector" in trained)  # as under LoRA
     gather_by_blocks(model)
-    looked_at = {"vision_tower", "audio_tower", "bert", "language_model.layers.0", "projector.body.stage1"} | whole
+    looked_at = {"vision_tower", "audio_tower", "bert", "language_model.layers.0", "projector.body.stage1", *whole}
     assert {name for name in looked_at if model.model.get_submodule(name) in marked} == whole
 
 

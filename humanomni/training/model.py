@@ -57,13 +57,15 @@ def gather_by_blocks(model: HumanOmniForConditionalGeneration) -> None:
     """
     from deepspeed.utils import set_z3_leaf_module  # an optional dependency
 
-    core = model.model
+    core, layers = model.model, model.model.language_model.layers
     blocks = [encoder for encoder in (core.vision_tower, core.audio_tower, core.bert) if not _trains(encoder)]
     # A trained block must have inputs with gradients, after which its own are reduced: frames have none, so that the
     # projector's first stages stay as they are, and embeddings have some where they or a projector are trained.
     blocks += [core.projector.video.stage2, core.projector.body.stage2]
-    if any(map(_trains, (core.language_model.embed_tokens, core.projector, core.audio_projector))):
-        blocks += core.language_model.layers
+    if not _trains(layers) or any(
+        map(_trains, (core.language_model.embed_tokens, core.projector, core.audio_projector))
+    ):
+        blocks += layers
     for block in blocks:
         set_z3_leaf_module(block, True)
 
