@@ -149,7 +149,7 @@ def test_processes_learn_what_one_learns_however_the_model_is_sharded(
 ) -> None:
     """Slow: two processes load torch and, with ZeRO, DeepSpeed, whose first run also builds an extension.
 
-    Without an adapter they also recompute activations, as the configurations have it, and the one does not.
+    Without an adapter they also recompute activations, and the one does not.
     """
     settings: dict[str, Any] = {"max_steps": 2, "lora_rank": lora_rank}
     settings |= {"sft": {"records_per_step": 4}, "grpo": {"records_per_step": 2}}[stage]

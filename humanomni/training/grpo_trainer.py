@@ -33,7 +33,7 @@ from humanomni.training.completion_log import CompletionLog, sample_of
 from humanomni.training.groups import pack_groups
 from humanomni.training.judge_watch import JudgeWatch
 from humanomni.training.lora import switch_off_adapter
-from humanomni.training.model import gather_by_blocks
+from humanomni.training.model import gather_by_blocks, is_frozen
 from humanomni.training.rewards import CoherenceReward, text_of
 from humanomni.training.run import StageArguments, require_finite
 
@@ -180,9 +180,9 @@ class HumanOmniGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             return media  # FSDP gathers a tower's weights within the model's own forward alone
         core: HumanOmniModel = self.accelerator.unwrap_model(self.model).model
         with torch.no_grad(), self.accelerator.autocast():
-            if "pixel_values" in media and _is_frozen(core.vision_tower):
+            if "pixel_values" in media and is_frozen(core.vision_tower):
                 media["vision_features"] = encode_frames(core.vision_tower, media.pop("pixel_values"))
-            if "input_features" in media and _is_frozen(core.audio_tower):
+            if "input_features" in media and is_frozen(core.audio_tower):
                 media["audio_features"] = encode_audio(core.audio_tower, media.pop("input_features"))
         return media
 
@@ -340,7 +340,3 @@ def reference_of(policy: HumanOmniForConditionalGeneration) -> HumanOmniForCondi
     # The frozen parts are shared, so their trainability is the policy's; they had none.
     switch_off_adapter(reference)  # it changes nothing yet, and would cost time
     return reference
-
-
-def _is_frozen(module: nn.Module) -> bool:
-    return not any(parameter.requires_grad for parameter in module.parameters())
