@@ -19,7 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from humanomni.configuration import HumanOmniConfig
-from humanomni.decoding import Decoder
+from humanomni.decoding import Decoder, ReadPrompts
+from humanomni.decoding_layers import DecodingLayers
 from humanomni.projector import ThreeBranchProjector, mlp
 from humanomni.towers import VisionTower, audio_tower, encode_audio, encode_frames, vision_tower
 
@@ -216,7 +217,8 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
         super().__init__(config)
         self.model = HumanOmniModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self._decoder: Decoder | None = None
+        self._decoding_layers: DecodingLayers | None = None
+        self._idle_decoders: list[Decoder] = []  # their caches and graphs serve the batches to come
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -303,13 +305,60 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
         """The library's, under this model's names: after a load with ZeRO-3 it writes BERT's old ones (gamma, beta)."""
         super().save_pretrained(*args, **({"save_original_format": False} | kwargs))
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The library's inputs; once the prompt is in the cache, without the media."""
+    def prepare_inputs_for_generation(
+        self, *args: Any, read: ReadPrompts | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The library's inputs; once the prompt is in the cache, without the media.
+
+        ``read`` is named for ``generate`` to accept it, which refuses what no argument is named like.
+        """
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         if not kwargs.get("is_first_iteration"):
             for name in MEDIA_INPUTS:
                 inputs.pop(name, None)
         return inputs
+
+    def read_prompts(
+        self, input_ids: Tensor, attention_mask: Tensor, max_length: int, copies: int = 1, **media: Tensor
+    ) -> ReadPrompts:
+        """Encodes the media and reads the prompts into a decoder's cache; ``generate(..., read=...)`` goes on there.
+
+        Args:
+            input_ids: [B, S], left-padded, with its mask; the media inputs are those of :meth:`HumanOmniModel.embed`.
+            max_length: tokens of the longest prompt and its response together.
+            copies: responses to each prompt, which share its reading.
+
+        Raises:
+            ValueError: when placeholders and features differ in number.
+        """
+        device = input_ids.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.lm_head.weight.dtype
+        layers = self._decoding_layers
+        if layers is None or not layers.serve(self.lm_head, dtype):
+            layers = self._decoding_layers = None  # their memory is free before that of the next ones is taken
+            self._idle_decoders.clear()
+            layers = self._decoding_layers = DecodingLayers(self.model.language_model, self.lm_head, dtype)
+        decoder = self._take_decoder(layers, len(input_ids) * copies, max_length)
+        by_fsdp = isinstance(self, FSDPModule)
+        if by_fsdp or hasattr(self.lm_head.weight, "ds_id"):
+            self._decoding_layers = None  # a whole copy is not kept; what ZeRO-3 gathers is elsewhere the next time
+        layers.refresh()
+        if by_fsdp:  # whose weights are whole within the model's own forward alone
+            cache = DynamicCache()
+            outputs = self(input_ids, attention_mask=attention_mask, past_key_values=cache, logits_to_keep=1, **media)
+            decoder.adopt(cache, attention_mask, copies)
+            return ReadPrompts(decoder, outputs.logits[:, -1].repeat_interleave(copies, dim=0))
+        embeds = self.model.embed(input_ids, **media)
+        with torch.autocast(device, enabled=False):
+            return ReadPrompts(decoder, decoder.prefill(embeds, attention_mask, copies))
+
+    def _take_decoder(self, layers: DecodingLayers, rows: int, positions: int) -> Decoder:
+        while self._idle_decoders:
+            decoder = self._idle_decoders.pop()
+            if decoder.fits(layers, rows, positions):
+                return decoder
+            del decoder  # its memory is free before that of the next one is taken
+        return Decoder(layers, rows, positions)
 
     def _sample(
         self,
@@ -323,13 +372,13 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
     ) -> Any:
         """Greedy decoding and sampling over a static cache, in the place of transformers' loop.
 
-        The ``num_return_sequences`` rows of a prompt, which follow one another, share its prefill. What this loop has
-        no use for goes to the library's: sharded weights, streams, scores and caches to return.
+        It goes on from the prompts that :meth:`read_prompts` has ``read``, or reads them. The ``num_return_sequences``
+        rows of a prompt, which follow one another, share its reading. What this loop has no use for goes to the
+        library's: sharded weights, streams, scores and caches to return.
         """
         # ZeRO-3's shards are empty but for those who gather them first; of FSDP only the second version is known here.
-        by_fsdp = isinstance(self, FSDPModule)
         sharded = not all(parameter.numel() for parameter in self.parameters())
-        sharded = sharded or (is_fsdp_managed_module(self) and not by_fsdp)
+        sharded = sharded or (is_fsdp_managed_module(self) and not isinstance(self, FSDPModule))
         reads_embeddings = model_kwargs.get("inputs_embeds") is not None
         if sharded or streamer is not None or generation_config.return_dict_in_generate or reads_embeddings:
             return super()._sample(  # type: ignore[misc] # its self is a protocol
@@ -341,30 +390,14 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
                 streamer,
                 **model_kwargs,
             )
-        copies = generation_config.num_return_sequences or 1
-        mask = model_kwargs["attention_mask"]
-        media = {name: model_kwargs[name] for name in MEDIA_INPUTS if model_kwargs.get(name) is not None}
-        device = input_ids.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.lm_head.weight.dtype
-        rows, length = input_ids.shape
-        if self._decoder is None or not self._decoder.fits(self.lm_head, dtype, rows, stopping_criteria.max_length):
-            self._decoder = None  # its memory is free before that of the next one is taken
-            self._decoder = Decoder(self.model.language_model, self.lm_head, dtype, rows, stopping_criteria.max_length)
-        decoder = self._decoder
-        if by_fsdp or hasattr(self.lm_head.weight, "ds_id"):
-            self._decoder = None  # a whole copy is not kept; what ZeRO-3 gathers is at another address the next time
-        decoder.refresh()
-
-        prompts, media = input_ids[::copies], {name: value[::copies] for name, value in media.items()}
-        if by_fsdp:  # whose weights are whole within the model's own forward alone
-            cache = DynamicCache()
-            read = self(prompts, attention_mask=mask[::copies], past_key_values=cache, logits_to_keep=1, **media)
-            decoder.adopt(cache, mask[::copies], copies)
-            logits = read.logits[:, -1].repeat_interleave(copies, dim=0)
-        else:
-            embeds = self.model.embed(prompts, **media)
-            with torch.autocast(device, enabled=False):
-                logits = decoder.prefill(embeds, mask[::copies], copies)
+        read: ReadPrompts | None = model_kwargs.get("read")
+        if read is None:
+            copies = generation_config.num_return_sequences or 1
+            media = {name: model_kwargs[name][::copies] for name in MEDIA_INPUTS if model_kwargs.get(name) is not None}
+            prompts, mask = input_ids[::copies], model_kwargs["attention_mask"][::copies]
+            read = self.read_prompts(prompts, mask, stopping_criteria.max_length, copies, **media)
+        decoder, logits = read.decoder, read.logits
+        device, (rows, length) = input_ids.device.type, input_ids.shape
         with torch.autocast(device, enabled=False):
             ids = input_ids.new_zeros(rows, stopping_criteria.max_length)
             ids[:, :length] = input_ids
@@ -383,10 +416,15 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
                 length += 1
                 going_on &= ~stopping_criteria(ids[:, :length], None)
                 if length == ids.shape[1]:
-                    return ids
+                    break
                 if (device == "cpu" or length % _STOP_CHECK_EVERY == 0) and not going_on.any():
-                    return ids[:, :length]
+                    break
                 logits = decoder.step(tokens)
+        if ids.is_cuda:
+            torch.cuda.current_stream().synchronize()  # the decoder's next prompts may be read on another stream
+        if decoder.layers is self._decoding_layers:
+            self._idle_decoders.append(decoder)
+        return ids[:, :length]
 
 
 def cast_ahead(model: nn.Module, dtype: torch.dtype) -> None:

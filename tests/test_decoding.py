@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationMixin
 
 from humanomni.decoding import Decoder
+from humanomni.decoding_layers import DecodingLayers
 from humanomni.modeling import HumanOmniForConditionalGeneration, HumanOmniModel
 from humanomni.processing import HumanOmniProcessor
 from humanomni.training.lora import add_adapter
@@ -88,13 +89,13 @@ def test_a_decoder_serves_smaller_batches_and_shorter_prompts(
 ) -> None:
     inputs = batch(processor, QUESTIONS)
     together = model.generate(**inputs, **GREEDY)
-    decoder = model._decoder
+    [decoder] = model._idle_decoders
     for row, question in enumerate(QUESTIONS):
         alone = processor.text_inputs([processor.prompt(question)]) | processor.gate_inputs([question])
         alone |= {name: inputs[name][row : row + 1] for name in ("pixel_values", "input_features")}
         response = model.generate(**alone, **GREEDY)[0, alone["input_ids"].shape[1] :]
         assert torch.equal(response, together[row, inputs["input_ids"].shape[1] :][: len(response)])
-    assert model._decoder is decoder
+    assert model._idle_decoders == [decoder]
 
 
 def test_samples_of_a_prompt_share_its_prefill_and_are_those_of_copies(
@@ -119,11 +120,10 @@ def test_weights_that_zero3_has_gathered_are_decoded_with_and_its_shards_are_not
     """Gathered weights are elsewhere each time, so that nothing may be kept of them."""
     inputs = batch(processor, QUESTIONS)
     expected = model.generate(**inputs, **GREEDY)
-    model._decoder = None
     model.lm_head.weight.ds_id = 0
     monkeypatch.setattr(GenerationMixin, "_sample", lambda *_, **__: "the library's loop")
     assert torch.equal(model.generate(**inputs, **GREEDY, synced_gpus=True), expected)
-    assert model._decoder is None
+    assert model._decoding_layers is None
     model.lm_head.weight.data = torch.empty(0)
     assert model.generate(**inputs, **GREEDY, synced_gpus=True) == "the library's loop"
 
@@ -149,7 +149,7 @@ def test_a_copy_in_half_precision_is_the_model_in_half_precision_at_far_position
     half = HumanOmniForConditionalGeneration.from_pretrained(tiny_model_dir, dtype=torch.bfloat16)
     embeds = torch.randn(1, 1200, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
     logits = [
-        Decoder(each.model.language_model, each.lm_head, torch.bfloat16, 1, 1200).prefill(
+        Decoder(DecodingLayers(each.model.language_model, each.lm_head, torch.bfloat16), 1, 1200).prefill(
             embeds, torch.ones(1, 1200, dtype=torch.long), 1
         )
         for each in (model.requires_grad_(False), half.requires_grad_(False))

@@ -22,7 +22,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from humanomni.configuration import HumanOmniConfig
 from humanomni.decode_ahead import Failure, Item, decode_ahead
-from humanomni.decoding import cast_parameters
+from humanomni.decoding_layers import cast_parameters
 from humanomni.media import MediaError
 from humanomni.prompts import MODALITIES
 from humanomni.records import Record

@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head, split_tensor_dict
 
-from humanomni.decoding import cast_parameters
+from humanomni.decoding_layers import cast_parameters
 from humanomni.media import MediaError
 from humanomni.modeling import HumanOmniForConditionalGeneration, HumanOmniModel, cast_ahead
 from humanomni.processing import HumanOmniProcessor

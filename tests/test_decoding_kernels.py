@@ -1,0 +1,76 @@
+"""The Triton kernels of a decoding step, against torch.
+
+Without a GPU: TRITON_INTERPRET=1, where Triton is installed.
+"""
+
+import os
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+decoding_kernels = pytest.importorskip("humanomni.decoding_kernels", reason="needs Triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.bfloat16, torch.float16] if DEVICE == "cuda" else [torch.float16]  # the interpreter lacks bfloat16
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cpu" and not os.environ.get("TRITON_INTERPRET"), reason="needs a GPU, or TRITON_INTERPRET=1"
+)
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    torch.manual_seed(0)
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("rows", "n", "k"),
+    [(8, 256, 512), (3, 128, 384), (1, 64, 128), (16, 1152, 896), (8, 16384, 128)],
+    ids=["split", "three rows", "smallest", "most rows", "not split"],
+)
+def test_products_of_few_rows(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
+    x, weight = (torch.randn(*size, dtype=dtype, device=DEVICE) for size in ((rows, k), (n, k)))
+    assert decoding_kernels.can_multiply(rows, weight)
+    product = decoding_kernels.multiply(x, weight)
+    torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-3)
+    assert torch.equal(product, decoding_kernels.multiply(x, weight))
+
+
+def test_what_the_product_does_not_take(dtype: torch.dtype) -> None:
+    whole = torch.zeros(128, 256, dtype=dtype, device=DEVICE)
+    assert decoding_kernels.can_multiply(16, whole)
+    assert not decoding_kernels.can_multiply(17, whole)
+    assert not decoding_kernels.can_multiply(8, whole[:, :192].contiguous())
+    assert not decoding_kernels.can_multiply(8, whole[:96])
+    assert not decoding_kernels.can_multiply(8, whole[:, :128])
+    assert not decoding_kernels.can_multiply(8, whole.float())
+
+
+@pytest.mark.parametrize(
+    ("rows", "heads", "kv_heads", "capacity", "width", "filled"),
+    [(2, 14, 2, 640, 64, 500), (3, 28, 4, 256, 128, 10), (1, 4, 4, 128, 16, 128), (70, 8, 4, 128, 16, 100)],
+    ids=["split", "splits without a position", "whole cache", "not split"],
+)
+def test_attention_over_the_cache(
+    rows: int, heads: int, kv_heads: int, capacity: int, width: int, filled: int, dtype: torch.dtype
+) -> None:
+    """Prompts are padded to the left, and what lies beyond the slot is left of an earlier batch."""
+    query = torch.randn(rows, heads, width, dtype=dtype, device=DEVICE)
+    keys, values = torch.randn(2, rows, kv_heads, capacity, width, dtype=dtype, device=DEVICE)
+    bias = torch.full((rows, capacity), torch.finfo(dtype).min, dtype=dtype, device=DEVICE)
+    for row in range(rows):
+        bias[row, min(7 * row, filled - 1) : filled] = 0
+    slot = torch.tensor([filled - 1], device=DEVICE)
+    assert decoding_kernels.can_attend(keys)
+    attended = decoding_kernels.attend(query, keys, values, slot, bias, width**-0.5)
+    expected = F.scaled_dot_product_attention(
+        query.double().unsqueeze(2),
+        keys.double(),
+        values.double(),
+        attn_mask=bias.double()[:, None, None],
+        scale=width**-0.5,
+        enable_gqa=True,
+    ).squeeze(2)
+    # The weights are rounded to the values' precision before they are summed.
+    torch.testing.assert_close(attended.double(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
+    assert torch.equal(attended, decoding_kernels.attend(query, keys, values, slot, bias, width**-0.5))
