@@ -62,7 +62,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
         predictor.model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
         predictor.model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
         phases = Phases(options.profile)
-        for method, part in (("inputs", "collate"), ("_generate", "model")):
+        for method, part in (("inputs", "collate"), ("_read", "collate and read"), ("_generate", "decode")):
             phases.watch(predictor, method, part)
         items = [Item(line, Record(clip.stem, str(clip), question, None), clip) for line, clip in enumerate(clips)]
         loader = ClipLoader(processor, "video_audio", cache)

@@ -1,14 +1,21 @@
 """Records in, responses out: clips decoded ahead by processes, left-padded batches, greedy or seeded decoding.
 
+While a batch is decoded, a thread reads the prompts of the next: decoding waits for the GPU's memory, reading for its
+arithmetic, and side by side they take less than one after the other.
+
 A record's response depends on the record alone, not on its batch: rows are left-padded and masked (the authors' release
 pads on the right and goes on after the padding), and a row that fails takes no other with it. In float32 that holds to
 the byte; in half precision another batch size may decide a near tie between two tokens differently.
 """
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -17,6 +24,8 @@ from torch import Tensor
 from humanomni.batching import plan_batches
 from humanomni.completion import parse_completion
 from humanomni.decode_ahead import Failure, Item, decode_ahead
+from humanomni.decoding import ReadPrompts
+from humanomni.gpu_partition import Partition
 from humanomni.loading import LoadOptions, load_model, load_processor
 from humanomni.records import Record
 from humanomni.sampling import DRAW_INPUTS, GumbelNoise, Sampling
@@ -29,6 +38,7 @@ FORCED_EMPTY_THINK = "<think></think>\n<answer>"
 _ANSWER_END = "</answer>"
 
 _PREFETCHED_BATCHES = 3  # decoded ahead of the batch that the model works on
+_READING_SHARE = 0.55  # of a GPU's multiprocessors: more would hold up the decoding that goes on beside
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,38 @@ class Row:
     item: Item
     clip: TrainingClip
     draw: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Prompts of a batch that the model has read.
+
+    To be kept until the responses are there: what was made on a stream is free for that stream's next work once nobody
+    holds it.
+
+    Attributes:
+        input_ids, attention_mask: [B, S], on the model's device.
+        draws: of `Sampling.rows`; empty when decoding is greedy.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    draws: Mapping[str, Tensor]
+    prompts: ReadPrompts
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A batch whose clips are there.
+
+    Attributes:
+        rows: of the items that have a clip.
+        reading: None where the prompts are still to be read, an error where that failed.
+    """
+
+    batch: Sequence[tuple[Item, TrainingClip | Failure]]
+    rows: Sequence[Row]
+    reading: Reading | Exception | None
 
 
 def pick_device(local_rank: int = 0) -> str:
@@ -85,6 +127,11 @@ class Predictor:
         self.model.generation_config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
         self._clips = ClipLoader(self.processor, modality, clip_cache)
         self._largest_batch: int | None = None  # known after the first batch that was too large for the memory
+        # Neither reads prompts nor holds a tokenizer's settings for two threads at once.
+        self._model_reads, self._tokenizer_works = Lock(), Lock()
+        self._partition: Partition | None = None
+        if self.model.device.type == "cuda":
+            self._partition = Partition(self.model.device, _READING_SHARE)
 
     def predict(
         self,
@@ -114,8 +161,39 @@ class Predictor:
         decoded = zip(
             in_order, decode_ahead(in_order, self._clips, num_workers, batch_size * _PREFETCHED_BATCHES), strict=True
         )
-        for batch in planned:
-            yield from self._predict_batch([next(decoded) for _ in batch])
+        coming: deque[Future[Begun]] = deque()
+        reader = ThreadPoolExecutor(1, "reader")
+        try:
+            for batch in planned:
+                coming.append(reader.submit(self._begin, decoded, len(batch)))
+                if len(coming) > 1:
+                    yield from self._predict_batch(coming.popleft().result())
+            while coming:
+                yield from self._predict_batch(coming.popleft().result())
+        finally:
+            reader.shutdown(cancel_futures=True)
+
+    def _begin(self, decoded: Iterator[tuple[Item, TrainingClip | Failure]], size: int) -> Begun:
+        """Takes a batch's clips and reads its prompts, on a part of the GPU: another batch is being decoded."""
+        batch = list(islice(decoded, size))
+        rows = [
+            Row(item, clip, draw)
+            for item, clip in batch
+            if isinstance(clip, TrainingClip)
+            for draw in self._draws(item.record)
+        ]
+        if not rows or not self._may_hold(rows):
+            return Begun(batch, rows, None)
+        stream = self._partition.stream if self._partition else None
+        try:
+            with torch.cuda.stream(stream):
+                reading = self._read(rows)
+            if stream:
+                stream.synchronize()  # what was read is used on another stream
+            return Begun(batch, rows, reading)
+        except (ValueError, RuntimeError) as error:
+            # Without the frames, which hold on to the tensors of the attempt.
+            return Begun(batch, rows, error.with_traceback(None))
 
     def _lengths(self, items: Sequence[Item]) -> list[int]:
         """Tokens of each item's prompt, with its media, and response."""
@@ -127,24 +205,16 @@ class Predictor:
                 known[question] = 0
         return [known[item.record.question] + self.max_new_tokens for item in items]
 
-    def _predict_batch(
-        self, batch: Sequence[tuple[Item, TrainingClip | Failure]]
-    ) -> Iterator[tuple[Item, dict[str, Any] | Failure]]:
-        rows = [
-            Row(item, clip, draw)
-            for item, clip in batch
-            if isinstance(clip, TrainingClip)
-            for draw in self._draws(item.record)
-        ]
-        failures = {item.line: clip for item, clip in batch if isinstance(clip, Failure)}
-        clips = {row.item.line: row.clip for row in rows}
+    def _predict_batch(self, begun: Begun) -> Iterator[tuple[Item, dict[str, Any] | Failure]]:
+        failures = {item.line: clip for item, clip in begun.batch if isinstance(clip, Failure)}
+        clips = {row.item.line: row.clip for row in begun.rows}
         responses: dict[int, list[str]] = {}
-        for row, response in zip(rows, self.respond(rows) if rows else [], strict=True):
+        for row, response in zip(begun.rows, self.respond(begun.rows, begun.reading), strict=True):
             if isinstance(response, Failure):
                 failures[row.item.line] = response
             else:
                 responses.setdefault(row.item.line, []).append(response)
-        for item, _ in batch:
+        for item, _ in begun.batch:
             failure = failures.get(item.line)
             yield item, failure or self._prediction(item.record, clips[item.line], responses[item.line])
 
@@ -160,29 +230,37 @@ class Predictor:
     def inputs(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """The model's inputs [B, ...], a row each."""
         questions = [row.item.record.question for row in rows]
-        inputs = self.processor.text_inputs([self._prompt(question) for question in questions])
+        with self._tokenizer_works:
+            inputs = self.processor.text_inputs([self._prompt(question) for question in questions])
         clips, modalities = [row.clip for row in rows], [self.modality] * len(rows)
         inputs |= batch_media(clips, modalities, self.processor, self.model.device)
         if "pixel_values" in inputs:
             inputs |= self.processor.gate_inputs(questions, self.modality)
         return inputs | {name: torch.stack([row.draw[name] for row in rows]) for name in rows[0].draw}
 
-    def respond(self, rows: Sequence[Row], alone_before: bool = False) -> list[str | Failure]:
+    def respond(
+        self, rows: Sequence[Row], reading: Reading | Exception | None = None, alone_before: bool = False
+    ) -> list[str | Failure]:
         """One response a row.
 
         A batch that fails is halved until the row that fails stands alone, and that row is tried twice; for lack of
         memory, later batches are halved too.
 
         Args:
+            reading: the rows' prompts, read, or why that failed.
             alone_before: this is a lone row's second try.
 
         Raises:
             torch.AcceleratorError: the GPU is in a state in which every further row would fail.
         """
+        if not rows:
+            return []
         half = (len(rows) + 1) // 2
-        if self._largest_batch is None or len(rows) <= self._largest_batch:
+        if self._may_hold(rows):
             try:
-                return list(self._generate(self.inputs(rows)))
+                if isinstance(reading, Exception):
+                    raise reading
+                return list(self._generate(reading or self._read(rows)))
             except torch.AcceleratorError:
                 raise
             except (ValueError, RuntimeError) as error:
@@ -199,17 +277,36 @@ class Predictor:
             return self.respond(rows, alone_before=True)
         return [*self.respond(rows[:half]), *self.respond(rows[half:])]
 
+    def _may_hold(self, rows: Sequence[Row]) -> bool:
+        return self._largest_batch is None or len(rows) <= self._largest_batch
+
     @torch.inference_mode()
-    def _generate(self, inputs: Mapping[str, Tensor]) -> list[str]:
-        device = self.model.device
-        on_device = {name: value.to(device) for name, value in inputs.items() if name not in DRAW_INPUTS}
+    def _read(self, rows: Sequence[Row]) -> Reading:
+        inputs = self.inputs(rows)
+        draws = {name: inputs.pop(name) for name in DRAW_INPUTS if name in inputs}
+        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
+        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        with self._model_reads:
+            prompts = self.model.read_prompts(ids, mask, ids.shape[1] + self.max_new_tokens, **inputs)
+        return Reading(ids, mask, draws, prompts)
+
+    @torch.inference_mode()
+    def _generate(self, reading: Reading) -> list[str]:
         draw = []
         if self.sampling:
-            draw.append(GumbelNoise(self.sampling, inputs["seeds"], inputs["temperatures"], device))
-        ids = self.model.generate(**on_device, max_new_tokens=self.max_new_tokens, logits_processor=draw)
-        return self.processor.tokenizer.batch_decode(
-            ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            draw.append(GumbelNoise(self.sampling, device=self.model.device, **reading.draws))
+        ids = self.model.generate(
+            input_ids=reading.input_ids,
+            attention_mask=reading.attention_mask,
+            read=reading.prompts,
+            max_new_tokens=self.max_new_tokens,
+            logits_processor=draw,
         )
+        responses = ids[:, reading.input_ids.shape[1] :].cpu()
+        with self._tokenizer_works:
+            return self.processor.tokenizer.batch_decode(
+                responses, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
 
     def _prediction(self, record: Record, clip: TrainingClip, responses: Sequence[str]) -> dict[str, Any]:
         readings = [self._reading(response) for response in responses]

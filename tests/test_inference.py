@@ -1,11 +1,13 @@
 """Batch inference as a user meets it: whatever is killed or broken, one prediction a record, the same every time."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +18,9 @@ import pytest
 import torch
 from media_factory import write_clip
 
+from humanomni.decoding import Decoder
 from humanomni.evaluation.predictions import read_predictions
-from humanomni.inference import FORCED_EMPTY_THINK, Failure, Item, Predictor, Row
+from humanomni.inference import FORCED_EMPTY_THINK, Failure, Item, Predictor, Reading, Row
 from humanomni.loading import LoadOptions
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
@@ -193,28 +196,59 @@ def items(records: list[Record], toy_world_dir: Path) -> list[Item]:
     return [Item(line, record, resolve_video(record.video, source)) for line, record in enumerate(records[:6], start=1)]
 
 
-def out_of_memory(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
-    """Lets the model hold ``most`` rows at once; returns the list in which attempted batch sizes will stand."""
-    attempts, generate = [], predictor.model.generate
+def out_of_memory(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, most: int, part: str = "generate"
+) -> list[int]:
+    """Lets a part of the model hold ``most`` rows at once; returns the list of the batch sizes to come."""
+    attempts, works = [], getattr(predictor.model, part)
 
-    def limited(**inputs: Any) -> torch.Tensor:
-        attempts.append(len(inputs["input_ids"]))
+    def limited(*texts: torch.Tensor, **inputs: Any) -> Any:
+        attempts.append(len(texts[0] if texts else inputs["input_ids"]))
         if attempts[-1] > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(**inputs)
+        return works(*texts, **inputs)
 
-    monkeypatch.setattr(predictor.model, "generate", limited)
+    monkeypatch.setattr(predictor.model, part, limited)
     return attempts
 
 
+@pytest.mark.parametrize("part", ["read_prompts", "generate"])
 def test_lack_of_memory_halves_the_batch_for_good(
-    predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
+    part: str, predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = list(predictor.predict(items, batch_size=3))
-    attempts = out_of_memory(predictor, monkeypatch, most=2)
+    attempts = out_of_memory(predictor, monkeypatch, 2, part)
     assert list(predictor.predict(items, batch_size=6)) == expected
     assert list(predictor.predict(items, batch_size=4)) == expected
     assert attempts == [6, 3, 2, 1, 2, 1] + [2, 2, 2]
+
+
+def test_prompts_are_read_while_the_batch_before_is_decoded(
+    predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for the other, so that one after the other would not end; the weights are there once."""
+    expected = list(predictor.predict(items, batch_size=6))
+    layers = predictor.model._decoding_layers
+    step, read_prompts = Decoder.step, predictor.model.read_prompts
+    reading, decoding = threading.Event(), threading.Event()
+    reads = itertools.count()
+
+    def slow_step(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+        decoding.set()
+        assert reading.wait(60)
+        return step(decoder, tokens)
+
+    def slow_reading(*texts: torch.Tensor, **media: Any) -> Any:
+        if next(reads):
+            assert decoding.wait(60)
+            reading.set()
+        return read_prompts(*texts, **media)
+
+    monkeypatch.setattr(Decoder, "step", slow_step)
+    monkeypatch.setattr(predictor.model, "read_prompts", slow_reading)
+    assert list(predictor.predict(items, batch_size=2)) == expected
+    assert len(predictor.model._idle_decoders) == 2
+    assert all(decoder.layers is layers for decoder in predictor.model._idle_decoders)
 
 
 def test_a_record_too_large_for_the_memory_alone_is_recorded(
@@ -225,21 +259,26 @@ def test_a_record_too_large_for_the_memory_alone_is_recorded(
     assert outcomes == [Failure("OutOfMemoryError", "CUDA out of memory")] * 2
 
 
+@pytest.mark.parametrize("part", ["read_prompts", "generate"])
 def test_a_failing_record_takes_no_other_with_it(
-    predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
+    part: str, predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = [outcome for _, outcome in predictor.predict(items)]
-    generate = predictor.model.generate
-    bad = predictor.inputs([Row(items[4], predictor._clips.load(items[4].clip), {})])["input_features"][0]
+    """Whether it fails while the batch before is decoded or in its own turn."""
+    asking = [replace(item, record=replace(item.record, question=f"Which? {item.line}")) for item in items]
+    expected = [outcome for _, outcome in predictor.predict(asking)]
+    works = getattr(predictor.model, part)
+    bad = predictor.inputs([Row(asking[4], predictor._clips.load(items[4].clip), {})])["input_ids"][0]
 
-    def picky(**inputs: Any) -> torch.Tensor:
-        if any(torch.equal(row, bad) for row in inputs["input_features"]):
+    def picky(*texts: torch.Tensor, **inputs: Any) -> Any:
+        ids = inputs["input_ids"] if part == "generate" else texts[0]
+        if any(torch.equal(row[-len(bad) :], bad) for row in ids):
             raise ValueError("a row that this model cannot bear")
-        return generate(**inputs)
+        return works(*texts, **inputs)
 
-    monkeypatch.setattr(predictor.model, "generate", picky)
-    outcomes = [outcome for _, outcome in predictor.predict(items)]
-    assert outcomes == expected[:4] + [Failure("ValueError", "a row that this model cannot bear")] + expected[5:]
+    monkeypatch.setattr(predictor.model, part, picky)
+    for size in (2, 6):
+        outcomes = [outcome for _, outcome in predictor.predict(asking, batch_size=size)]
+        assert outcomes == expected[:4] + [Failure("ValueError", "a row that this model cannot bear")] + expected[5:]
 
 
 def test_early_mode_puts_an_empty_explanation_into_the_models_mouth(
@@ -248,8 +287,8 @@ def test_early_mode_puts_an_empty_explanation_into_the_models_mouth(
     predictor = Predictor(LoadOptions(model_dir), early=True)
     seen = []
 
-    def generate(inputs: dict[str, torch.Tensor]) -> list[str]:
-        seen.extend(predictor.processor.tokenizer.batch_decode(inputs["input_ids"]))
+    def generate(reading: Reading) -> list[str]:
+        seen.extend(predictor.processor.tokenizer.batch_decode(reading.input_ids))
         return ["happy</answer>", "happy"]
 
     monkeypatch.setattr(predictor, "_generate", generate)
@@ -275,13 +314,13 @@ def test_a_modality_shows_the_model_nothing_else(
     modality: str, model_dir: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = Predictor(LoadOptions(model_dir), modality=modality, max_new_tokens=4)
-    generate, seen = predictor.model.generate, []
+    read_prompts, seen = predictor.model.read_prompts, []
 
-    def spy(**inputs: Any) -> torch.Tensor:
-        seen.append({"pixel_values", "input_features"} & inputs.keys())
-        return generate(**inputs)
+    def spy(*text: torch.Tensor, **media: torch.Tensor) -> Any:
+        seen.append({"pixel_values", "input_features"} & media.keys())
+        return read_prompts(*text, **media)
 
-    monkeypatch.setattr(predictor.model, "generate", spy)
+    monkeypatch.setattr(predictor.model, "read_prompts", spy)
     together = [outcome for _, outcome in predictor.predict(items[:3])]
     assert seen == [SHOWN[modality]]
     assert not any(isinstance(outcome, Failure) for outcome in together)

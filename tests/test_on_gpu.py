@@ -10,8 +10,11 @@ from test_decoding import GREEDY, QUESTIONS, batch
 from training_process import FixedRollouts
 from training_runs import SHARDING, Runs, needs_deepspeed
 
+from humanomni.inference import Failure, Item, Predictor
+from humanomni.loading import LoadOptions
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
+from humanomni.records import Record, read_records, resolve_video
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -75,6 +78,18 @@ def test_every_token_is_the_likeliest_by_a_forward_pass_on_a_cpu(
         ends = (new == processor.tokenizer.eos_token_id).int()
         written = ends.cumsum(dim=1) - ends == 0  # up to the end token itself
         assert behind[written].max() < 1e-4
+
+
+@needs_gpu
+def test_half_precision_answers_are_the_same_every_time(tiny_model_dir: Path, toy_world_dir: Path) -> None:
+    """Also beside the reading of other prompts."""
+    source = toy_world_dir / "test.jsonl"
+    records = [record for record in read_records(source) if isinstance(record, Record)]
+    items = [Item(line, record, resolve_video(record.video, source)) for line, record in enumerate(records)]
+    predictor = Predictor(LoadOptions(tiny_model_dir), max_new_tokens=32, device="cuda")
+    first, *others = [list(predictor.predict(items, batch_size=4)) for _ in range(3)]
+    assert all(again == first for again in others)
+    assert not any(isinstance(outcome, Failure) for _, outcome in first)
 
 
 def logged(run: Path, name: str) -> list[float]:

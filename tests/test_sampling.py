@@ -90,7 +90,7 @@ def test_a_clip_of_which_a_candidate_fails_is_a_failure(
     tiny_model_dir: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = Predictor(LoadOptions(tiny_model_dir), sampling=Sampling(n=2), max_new_tokens=8)
-    monkeypatch.setattr(predictor, "respond", lambda inputs: ["fine", Failure("ValueError", "no"), "fine", "fine"])
+    monkeypatch.setattr(predictor, "respond", lambda *_: ["fine", Failure("ValueError", "no"), "fine", "fine"])
     (_, first), (_, second) = predictor.predict(items[:2], batch_size=4)
     assert first == Failure("ValueError", "no")
     assert [one["raw_response"] for one in second["candidates"]] == ["fine", "fine"]
