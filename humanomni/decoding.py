@@ -57,15 +57,16 @@ class Decoder:
             Logits of the next token, one row a copy, [B * copies, vocabulary].
         """
         layers = self.layers
-        hidden_BPD = embeds_BPD.to(layers.dtype)
-        rotation = layers.language_model.rotary_emb(hidden_BPD, _positions(mask_BP))
-        may_look = None if mask_BP.all() else _causal(mask_BP)
-        for number, layer in enumerate(layers.layers):
-            hidden_BPD, keys_BKPH, values_BKPH = layers.read(layer, hidden_BPD, *rotation, may_look)
-            self._keep(number, keys_BKPH, values_BKPH, copies)
-        self._start(mask_BP, copies)
-        logits_BV = layers.head(layers.language_model.norm(hidden_BPD[:, -1:])).squeeze(1)
-        return logits_BV.repeat_interleave(copies, dim=0)
+        with torch.cuda.device_of(self._keys):  # Triton and graphs go by the current device
+            hidden_BPD = embeds_BPD.to(layers.dtype)
+            rotation = layers.language_model.rotary_emb(hidden_BPD, _positions(mask_BP))
+            may_look = None if mask_BP.all() else _causal(mask_BP)
+            for number, layer in enumerate(layers.layers):
+                hidden_BPD, keys_BKPH, values_BKPH = layers.read(layer, hidden_BPD, *rotation, may_look)
+                self._keep(number, keys_BKPH, values_BKPH, copies)
+            self._start(mask_BP, copies)
+            logits_BV = layers.head(layers.language_model.norm(hidden_BPD[:, -1:])).squeeze(1)
+            return logits_BV.repeat_interleave(copies, dim=0)
 
     def adopt(self, cache: Cache, mask_BP: Tensor, copies: int) -> None:
         """Goes on after prompts that the model itself has read into ``cache``, as after :meth:`prefill`."""
@@ -93,16 +94,15 @@ class Decoder:
         """Takes one token a row and returns the logits [B, vocabulary] of the next, valid until the next call."""
         rows = len(tokens_B)
         self._tokens[:rows] = tokens_B
-        if self._tokens.is_cuda:
-            if self._graph is None:
-                self._capture()
-            assert self._graph is not None
-            self._graph.replay()
-        else:
-            self._run()
+        with torch.cuda.device_of(self._tokens):
+            if not self._tokens.is_cuda:
+                self._run()
+            else:
+                self._graph = self._graph or self._captured()
+                self._graph.replay()
         return self._logits[:rows]
 
-    def _capture(self) -> None:
+    def _captured(self) -> torch.cuda.CUDAGraph:
         state = [tensor.clone() for tensor in (self._positions, self._slot, self._bias)]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -111,11 +111,13 @@ class Decoder:
                 self._slot.copy_(state[1])
                 self._run()
         torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # another thread may read prompts
+        graph = torch.cuda.CUDAGraph()
+        # A stream of this device, which the one that torch would take need not be. Another thread may read prompts.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._run()
         for tensor, value in zip((self._positions, self._slot, self._bias), state, strict=True):
             tensor.copy_(value)
+        return graph
 
     def _run(self) -> None:
         """One step, in place; no look at a value, so that it can be captured."""

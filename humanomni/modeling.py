@@ -421,7 +421,9 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
                     break
                 logits = decoder.step(tokens)
         if ids.is_cuda:
-            torch.cuda.current_stream().synchronize()  # the decoder's next prompts may be read on another stream
+            torch.cuda.current_stream(
+                ids.device
+            ).synchronize()  # the decoder's next prompts may be read on another stream
         if decoder.layers is self._decoding_layers:
             self._idle_decoders.append(decoder)
         return ids[:, :length]
