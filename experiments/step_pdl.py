@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from workload import SIZES
 from humanomni import decoding_kernels as dk, decoding_layers as dl
 from humanomni.decoding import Decoder
-import pdl
+import pdl, gated
 SIZE = os.environ.get("SIZE", "7B"); B = int(os.environ.get("B", "8")); P = {"7B": 2168, "0.5B": 992}[SIZE]
 torch.set_default_dtype(torch.bfloat16); torch.manual_seed(0)
 with torch.device("cuda"):
@@ -45,6 +45,8 @@ ours = dict(multiply=over(dk, "multiply", pdl.multiply))
 inductor = getattr(torch._inductor.config.triton, "enable_pdl", None)
 print("inductor enable_pdl", inductor, torch.__version__, torch.cuda.get_device_name())
 variant("as it is", rows=12)
+variant("swiglu within", over(dl._Layer, "after_attention", gated.after_attention))
+variant("swiglu within, 64 x 3", over(dl._Layer, "after_attention", gated.after_attention), over(gated, "BLOCK_K", 64), over(gated, "STAGES", 3))
 variant("stages 3", over(dk, "_PRODUCT_STAGES", 3))
 variant("stages 5", over(dk, "_PRODUCT_STAGES", 5))
 variant("block n 128", over(dk, "_BLOCK_N", 128))
