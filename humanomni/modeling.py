@@ -4,7 +4,8 @@ Shape suffixes: B batch, S sequence, T frames, N patches of a frame, L video or 
 audio and language model, M mel bins, F mel frames.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -360,6 +361,17 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             del decoder  # its memory is free before that of the next one is taken
         return Decoder(layers, rows, positions)
 
+    @contextmanager
+    def _given_back(self, decoder: Decoder) -> Iterator[None]:
+        """The decoder is idle afterwards, also where decoding fails: what is tried again then takes no second cache."""
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":  # its next prompts may be read on another stream
+                torch.cuda.current_stream(self.device).synchronize()
+            if decoder.layers is self._decoding_layers:
+                self._idle_decoders.append(decoder)
+
     def _sample(
         self,
         input_ids: Tensor,
@@ -398,7 +410,7 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             read = self.read_prompts(prompts, mask, stopping_criteria.max_length, copies, **media)
         decoder, logits = read.decoder, read.logits
         device, (rows, length) = input_ids.device.type, input_ids.shape
-        with torch.autocast(device, enabled=False):
+        with self._given_back(decoder), torch.autocast(device, enabled=False):
             ids = input_ids.new_zeros(rows, stopping_criteria.max_length)
             ids[:, :length] = input_ids
             going_on = torch.ones(rows, dtype=torch.bool, device=input_ids.device)
@@ -420,12 +432,6 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
                 if (device == "cpu" or length % _STOP_CHECK_EVERY == 0) and not going_on.any():
                     break
                 logits = decoder.step(tokens)
-        if ids.is_cuda:
-            torch.cuda.current_stream(
-                ids.device
-            ).synchronize()  # the decoder's next prompts may be read on another stream
-        if decoder.layers is self._decoding_layers:
-            self._idle_decoders.append(decoder)
         return ids[:, :length]
 
 

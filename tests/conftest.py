@@ -11,6 +11,8 @@ import pytest
 if TYPE_CHECKING:
     import training_runs
 
+    from humanomni.decode_ahead import Item
+
 REPO = Path(__file__).parents[1]
 
 
@@ -59,6 +61,17 @@ def tiny_model_dir(toy_world_dir: Path, tmp_path_factory: pytest.TempPathFactory
     output = tmp_path_factory.mktemp("model") / "tiny"
     run_script("make_tiny_model.py", "--corpus", toy_world_dir / "sft_train.jsonl", "--output", output)
     return output
+
+
+@pytest.fixture(scope="session")
+def toy_items(toy_world_dir: Path) -> "list[Item]":
+    """The toy world's records to be tested on, with their clips and, from 1, their line numbers."""
+    from humanomni.decode_ahead import Item
+    from humanomni.records import Record, read_records, resolve_video
+
+    source = toy_world_dir / "test.jsonl"
+    records = [record for record in read_records(source) if isinstance(record, Record)]
+    return [Item(line, record, resolve_video(record.video, source)) for line, record in enumerate(records, start=1)]
 
 
 @pytest.fixture(scope="session")

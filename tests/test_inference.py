@@ -25,7 +25,7 @@ from humanomni.loading import LoadOptions
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import EMOTION_QUESTION, MODALITIES
-from humanomni.records import Record, read_records, resolve_video
+from humanomni.records import Record, read_records
 from humanomni.training.clips import ClipLoader
 
 SCRIPT = Path(__file__).parents[1] / "inference_batch.py"
@@ -191,9 +191,8 @@ def predictor(model_dir: Path) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def items(records: list[Record], toy_world_dir: Path) -> list[Item]:
-    source = toy_world_dir / "test.jsonl"
-    return [Item(line, record, resolve_video(record.video, source)) for line, record in enumerate(records[:6], start=1)]
+def items(toy_items: list[Item]) -> list[Item]:
+    return toy_items[:6]
 
 
 def out_of_memory(
@@ -221,6 +220,24 @@ def test_lack_of_memory_halves_the_batch_for_good(
     assert list(predictor.predict(items, batch_size=6)) == expected
     assert list(predictor.predict(items, batch_size=4)) == expected
     assert attempts == [6, 3, 2, 1, 2, 1] + [2, 2, 2]
+
+
+def test_what_is_tried_again_takes_no_second_cache(
+    predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(predictor.predict(items, batch_size=6))
+    decoders, step, sizes = list(predictor.model._idle_decoders), Decoder.step, []
+
+    def small_steps_only(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(tokens))
+        if len(tokens) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(decoder, tokens)
+
+    monkeypatch.setattr(Decoder, "step", small_steps_only)
+    assert list(predictor.predict(items, batch_size=6)) == expected
+    assert set(sizes) == {6, 3}
+    assert predictor.model._idle_decoders == decoders
 
 
 def test_prompts_are_read_while_the_batch_before_is_decoded(

@@ -14,7 +14,6 @@ from humanomni.inference import Failure, Item, Predictor
 from humanomni.loading import LoadOptions
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
-from humanomni.records import Record, read_records, resolve_video
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -81,30 +80,22 @@ def test_every_token_is_the_likeliest_by_a_forward_pass_on_a_cpu(
 
 
 @needs_gpu
-def test_half_precision_answers_are_the_same_every_time(tiny_model_dir: Path, toy_world_dir: Path) -> None:
+def test_half_precision_answers_are_the_same_every_time(tiny_model_dir: Path, toy_items: list[Item]) -> None:
     """Also beside the reading of other prompts."""
-    items = toy_items(toy_world_dir)
     predictor = Predictor(LoadOptions(tiny_model_dir), max_new_tokens=32, device="cuda")
-    first, *others = [list(predictor.predict(items, batch_size=4)) for _ in range(3)]
+    first, *others = [list(predictor.predict(toy_items, batch_size=4)) for _ in range(3)]
     assert all(again == first for again in others)
     assert not any(isinstance(outcome, Failure) for _, outcome in first)
 
 
 @needs_two
-def test_every_gpu_answers_alike(tiny_model_dir: Path, toy_world_dir: Path) -> None:
+def test_every_gpu_answers_alike(tiny_model_dir: Path, toy_items: list[Item]) -> None:
     """Of several processes one alone works on the device that is current in it from the start."""
-    items = toy_items(toy_world_dir)
     first, second = (
-        list(Predictor(LoadOptions(tiny_model_dir), max_new_tokens=32, device=f"cuda:{number}").predict(items))
+        list(Predictor(LoadOptions(tiny_model_dir), max_new_tokens=32, device=f"cuda:{number}").predict(toy_items))
         for number in (0, 1)
     )
     assert first == second
-
-
-def toy_items(toy_world_dir: Path) -> list[Item]:
-    source = toy_world_dir / "test.jsonl"
-    records = [record for record in read_records(source) if isinstance(record, Record)]
-    return [Item(line, record, resolve_video(record.video, source)) for line, record in enumerate(records)]
 
 
 def logged(run: Path, name: str) -> list[float]:
