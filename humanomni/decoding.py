@@ -7,7 +7,8 @@ own processors. One layer is compiled and serves all: seconds, not the half minu
 Shape suffixes are those of :mod:`humanomni.decoding_layers`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from humanomni.decoding_layers import DecodingLayers
 
+_MOST_SIZES = 256  # that a process compiles its steps for; at dynamo's own limit, 8, the ninth is an error
 _CAPACITY_STEP = 128  # prompts of about one length share a cache and its graph
 
 
@@ -57,22 +59,35 @@ class Decoder:
             Logits of the next token, one row a copy, [B * copies, vocabulary].
         """
         layers = self.layers
-        with torch.cuda.device_of(self._keys):  # Triton and graphs go by the current device
+        with self._compiling():
             hidden_BPD = embeds_BPD.to(layers.dtype)
             rotation = layers.language_model.rotary_emb(hidden_BPD, _positions(mask_BP))
             may_look = None if mask_BP.all() else _causal(mask_BP)
-            for number, layer in enumerate(layers.layers):
+            *earlier, last = layers.layers
+            for number, layer in enumerate(earlier):
                 hidden_BPD, keys_BKPH, values_BKPH = layers.read(layer, hidden_BPD, *rotation, may_look)
                 self._keep(number, keys_BKPH, values_BKPH, copies)
+            hidden_B1D, keys_BKPH, values_BKPH = layers.read_last(last, hidden_BPD, *rotation, mask_BP.bool())
+            self._keep(len(earlier), keys_BKPH, values_BKPH, copies)
             self._start(mask_BP, copies)
-            logits_BV = layers.head(layers.language_model.norm(hidden_BPD[:, -1:])).squeeze(1)
+            logits_BV = layers.head(layers.language_model.norm(hidden_B1D)).squeeze(1)
             return logits_BV.repeat_interleave(copies, dim=0)
 
     def adopt(self, cache: Cache, mask_BP: Tensor, copies: int) -> None:
         """Goes on after prompts that the model itself has read into ``cache``, as after :meth:`prefill`."""
-        for number, layer in enumerate(cast(Sequence[Any], cache.layers)):
-            self._keep(number, layer.keys, layer.values, copies)
-        self._start(mask_BP, copies)
+        with self._compiling():
+            for number, layer in enumerate(cast(Sequence[Any], cache.layers)):
+                self._keep(number, layer.keys, layer.values, copies)
+            self._start(mask_BP, copies)
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """On the cache's device, by which Triton and graphs go, and for as many sizes of batches as there may be."""
+        if not self._keys.is_cuda:
+            yield
+            return
+        with torch.cuda.device(self._keys.device), torch._dynamo.config.patch(recompile_limit=_MOST_SIZES):
+            yield
 
     def _keep(self, number: int, keys_BKPH: Tensor, values_BKPH: Tensor, copies: int) -> None:
         """A layer's keys and values of prompts, ``copies`` rows each."""
@@ -89,20 +104,22 @@ class Decoder:
         self._bias[:rows, 0, 0, :length].masked_fill_(seen_BP, 0)
         self._positions[:rows] = _positions(mask_BP)[:, -1].repeat_interleave(copies)
         self._slot.fill_(length - 1)
+        if self._graph is None and self._slot.is_cuda:
+            self._graph = self._captured()
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Takes one token a row and returns the logits [B, vocabulary] of the next, valid until the next call."""
         rows = len(tokens_B)
         self._tokens[:rows] = tokens_B
         with torch.cuda.device_of(self._tokens):
-            if not self._tokens.is_cuda:
-                self._run()
-            else:
-                self._graph = self._graph or self._captured()
+            if self._graph:
                 self._graph.replay()
+            else:
+                self._run()
         return self._logits[:rows]
 
     def _captured(self) -> torch.cuda.CUDAGraph:
+        """The step; with the prompts, because dynamo lets no thread run what is compiled while another compiles."""
         state = [tensor.clone() for tensor in (self._positions, self._slot, self._bias)]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

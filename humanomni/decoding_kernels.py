@@ -5,51 +5,105 @@ the libraries give for such shapes stays behind that rate (docs/performance.md, 
 
 Both kernels sum in an order that hangs on the shapes alone: the same step gives the same bits every time, which it did
 not with cuDNN's attention.
+
+On Hopper and its successors weights come through the tensor memory accelerator, and a kernel is launched while the one
+before it still runs ("programmatic dependent launch"): it waits for that one's end before it reads, and then lets its
+own successor in. torch's compiled kernels do likewise where they are told to. As operators of torch's, the functions
+here are opaque to its compiler, which launches kernels of others in the ordinary way alone.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+MOST_ROWS = 16  # of a product: what the smallest tile holds; with 32 a step of the 0.5B was slower than cuBLAS's
 
 _PROGRAMS_WANTED = 256  # about two for each multiprocessor of an H200
-_MOST_ROWS = 16  # what the smallest tile holds; with 32 a step of the 0.5B was slower than cuBLAS's
-_BLOCK_N, _BLOCK_K, _PRODUCT_STAGES = 64, 128, 4
+_BLOCK_N, _BLOCK_K, _STAGES, _GATED_STAGES = 64, 128, 3, 2
 _BLOCK_C, _ATTENTION_STAGES, _MOST_SPLITS = 64, 3, 8  # sums over no more than 8 are unrolled by the compiler
 _SMALLEST = 16  # side of what the tensor cores multiply
+_ALIGNMENT = 16  # bytes, of what the tensor memory accelerator reads
 
 
-def can_multiply(rows: int, weight_ND: Tensor) -> bool:
-    """Whether :func:`multiply` takes this weight and so many rows."""
+def can_multiply(weight_ND: Tensor) -> bool:
+    """Whether :func:`multiply` takes this weight; :func:`multiply_gated`, for twice the columns."""
     n, k = weight_ND.shape
-    whole_blocks = n % _BLOCK_N == 0 and k % _BLOCK_K == 0
-    return _is_half(weight_ND) and weight_ND.is_contiguous() and whole_blocks and rows <= _MOST_ROWS
+    whole_blocks = n % (2 * _BLOCK_N) == 0 and k % _BLOCK_K == 0
+    aligned = weight_ND.is_contiguous() and weight_ND.data_ptr() % _ALIGNMENT == 0
+    return _is_half(weight_ND) and whole_blocks and aligned and (not weight_ND.is_cuda or _is_hopper(weight_ND))
 
 
 def multiply(x_BD: Tensor, weight_ND: Tensor) -> Tensor:
-    """x_BD @ weight_ND.T [B, N], in float32.
+    """x_BD @ weight_ND.T [B, N], in float32, of no more than :data:`MOST_ROWS` rows.
 
     Where N alone makes too few programs, D is split among several. Their sum is left to the operation that follows,
     into which ``torch.compile`` takes it.
     """
+    n, k = weight_ND.shape
+    splits = max(min(_PROGRAMS_WANTED // (n // _BLOCK_N), k // _BLOCK_K, _MOST_SPLITS), 1)
+    return _multiply_split(x_BD, weight_ND, splits).sum(dim=0)
+
+
+@torch.library.custom_op("humanomni::multiply_split", mutates_args=())
+def _multiply_split(x_BD: Tensor, weight_ND: Tensor, splits: int) -> Tensor:
+    """The sums of ``splits`` parts of D, [splits, B, N]."""
     rows, (n, k) = len(x_BD), weight_ND.shape
-    blocks, steps = n // _BLOCK_N, k // _BLOCK_K
-    splits = max(min(_PROGRAMS_WANTED // blocks, steps, _MOST_SPLITS), 1)
     partial_SBN = x_BD.new_empty(splits, rows, n, dtype=torch.float32)
-    _multiply[(blocks, splits)](
+    follows = _is_hopper(x_BD)
+    _multiply[(n // _BLOCK_N, splits)](
         x_BD,
-        weight_ND,
+        TensorDescriptor(weight_ND, weight_ND.shape, weight_ND.stride(), [_BLOCK_N, _BLOCK_K]),
         partial_SBN,
         rows,
         n,
         k,
-        steps_each=-(-steps // splits),
-        padded_rows=_MOST_ROWS,
+        steps_each=-(-(k // _BLOCK_K) // splits),
+        padded_rows=MOST_ROWS,
         block_n=_BLOCK_N,
         block_k=_BLOCK_K,
-        stages=_PRODUCT_STAGES,
+        stages=_STAGES,
+        follows=follows,
+        **_launch(follows),
     )
-    return partial_SBN.sum(dim=0)
+    return partial_SBN
+
+
+@_multiply_split.register_fake
+def _(x_BD: Tensor, weight_ND: Tensor, splits: int) -> Tensor:
+    return x_BD.new_empty(splits, len(x_BD), len(weight_ND), dtype=torch.float32)
+
+
+@torch.library.custom_op("humanomni::multiply_gated", mutates_args=())
+def multiply_gated(x_BD: Tensor, weight_ND: Tensor) -> Tensor:
+    """silu(x_BD @ gate.T) * (x_BD @ up.T) [B, N / 2], of a weight that is gate and up, one upon the other.
+
+    Rounded where products, SiLU and their own product would be, one after the other.
+    """
+    rows, (n, k) = len(x_BD), weight_ND.shape
+    gated_BN = x_BD.new_empty(rows, n // 2)
+    follows = _is_hopper(x_BD)
+    _multiply_gated[(n // 2 // _BLOCK_N,)](
+        x_BD,
+        TensorDescriptor(weight_ND, weight_ND.shape, weight_ND.stride(), [_BLOCK_N, _BLOCK_K]),
+        gated_BN,
+        rows,
+        n // 2,
+        k,
+        padded_rows=MOST_ROWS,
+        block_n=_BLOCK_N,
+        block_k=_BLOCK_K,
+        stages=_GATED_STAGES,
+        follows=follows,
+        **_launch(follows),
+    )
+    return gated_BN
+
+
+@multiply_gated.register_fake
+def _(x_BD: Tensor, weight_ND: Tensor) -> Tensor:
+    return x_BD.new_empty(len(x_BD), len(weight_ND) // 2)
 
 
 def can_attend(keys_BKCH: Tensor) -> bool:
@@ -66,11 +120,31 @@ def attend(
     Args:
         bias_BC: added to the scores; every row must be free to look somewhere.
     """
+    rows, kv_heads = keys_BKCH.shape[:2]
+    splits = max(min(_PROGRAMS_WANTED // (rows * kv_heads), _MOST_SPLITS), 1)
+    sums, largest, totals = _attend_split(query_BNH, keys_BKCH, values_BKCH, slot, bias_BC, scaling, splits)
+    shares = (largest - largest.amax(dim=0)).exp()  # 0 of a split that was given no position
+    return (sums * shares).sum(dim=0) / (totals * shares).sum(dim=0)
+
+
+@torch.library.custom_op("humanomni::attend_split", mutates_args=())
+def _attend_split(
+    query_BNH: Tensor,
+    keys_BKCH: Tensor,
+    values_BKCH: Tensor,
+    slot: Tensor,
+    bias_BC: Tensor,
+    scaling: float,
+    splits: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``splits`` parts of the positions: values by weight [splits, B, N, H], largest score and weights' sum [.., 1].
+
+    Weights are those of scores less the part's largest.
+    """
     rows, kv_heads, capacity, width = keys_BKCH.shape
     group = query_BNH.shape[1] // kv_heads
-    splits = max(min(_PROGRAMS_WANTED // (rows * kv_heads), _MOST_SPLITS), 1)
-    sums = query_BNH.new_empty(splits, rows, kv_heads * group, width, dtype=torch.float32)
-    largest, totals = query_BNH.new_empty(2, splits, rows, kv_heads * group, 1, dtype=torch.float32)
+    sums, largest, totals = _parts(query_BNH, splits)
+    follows = _is_hopper(query_BNH)
     _attend[(rows * kv_heads, splits)](
         query_BNH,
         keys_BKCH,
@@ -88,13 +162,51 @@ def attend(
         width=width,
         block=_BLOCK_C,
         stages=_ATTENTION_STAGES,
+        follows=follows,
+        **_launch(follows),
     )
-    shares = (largest - largest.amax(dim=0)).exp()  # 0 of a split that was given no position
-    return (sums * shares).sum(dim=0) / (totals * shares).sum(dim=0)
+    return sums, largest, totals
+
+
+@_attend_split.register_fake
+def _(
+    query_BNH: Tensor,
+    keys_BKCH: Tensor,
+    values_BKCH: Tensor,
+    slot: Tensor,
+    bias_BC: Tensor,
+    scaling: float,
+    splits: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _parts(query_BNH, splits)
+
+
+def _parts(query_BNH: Tensor, splits: int) -> tuple[Tensor, Tensor, Tensor]:
+    sums = query_BNH.new_empty(splits, *query_BNH.shape, dtype=torch.float32)
+    return sums, sums.new_empty(*sums.shape[:-1], 1), sums.new_empty(*sums.shape[:-1], 1)
 
 
 def _is_half(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.bfloat16, torch.float16)
+
+
+def _is_hopper(tensor: Tensor) -> bool:
+    """Whether the tensor is on a GPU of Nvidia's that is Hopper or later."""
+    on_nvidia = tensor.is_cuda and torch.version.cuda is not None
+    return on_nvidia and torch.cuda.get_device_capability(tensor.device) >= (9, 0)
+
+
+def _launch(follows: bool) -> dict[str, bool]:
+    """How a kernel is launched that ``follows`` another before its end; Triton's interpreter knows no such option."""
+    return {"launch_pdl": True} if follows else {}
+
+
+@triton.jit
+def _follow(follows: tl.constexpr):
+    """Waits for the kernel before this one, and lets the next one in."""
+    if follows:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -110,20 +222,57 @@ def _multiply(
     block_n: tl.constexpr,
     block_k: tl.constexpr,
     stages: tl.constexpr,
+    follows: tl.constexpr,
 ):
     """One program: block_n columns of the result, over the steps of its split."""
-    split = tl.program_id(1)
+    split, first = tl.program_id(1), tl.program_id(0) * block_n
     row = tl.arange(0, padded_rows)
-    column = tl.program_id(0) * block_n + tl.arange(0, block_n)
-    weight_of_column = weight + column[:, None].to(tl.int64) * k
-    x_of_row = x + (row % rows)[None, :] * k
+    is_row = (row < rows)[None, :]
+    x_of_row = x + row[None, :] * k
     total = tl.zeros((block_n, padded_rows), tl.float32)
     end = tl.minimum((split + 1) * steps_each, k // block_k)
+    _follow(follows)
     for step in tl.range(split * steps_each, end, num_stages=stages):
         inner = step * block_k + tl.arange(0, block_k)
+        x_block = tl.load(x_of_row + inner[:, None], mask=is_row, other=0.0)
         # The weight stands first: it is large enough to be a tensor core's left side, and the few rows are not.
-        total = tl.dot(tl.load(weight_of_column + inner[None, :]), tl.load(x_of_row + inner[:, None]), total)
-    tl.store(partial + (split * rows + row)[None, :] * n + column[:, None], total, mask=(row < rows)[None, :])
+        total = tl.dot(weight.load([first, step * block_k]), x_block, total)
+    column = first + tl.arange(0, block_n)
+    tl.store(partial + (split * rows + row)[None, :] * n + column[:, None], total, mask=is_row)
+
+
+@triton.jit
+def _multiply_gated(
+    x,
+    weight,
+    gated,
+    rows,
+    n,
+    k,
+    padded_rows: tl.constexpr,
+    block_n: tl.constexpr,
+    block_k: tl.constexpr,
+    stages: tl.constexpr,
+    follows: tl.constexpr,
+):
+    """One program: block_n columns of the result."""
+    first = tl.program_id(0) * block_n
+    row = tl.arange(0, padded_rows)
+    is_row = (row < rows)[None, :]
+    x_of_row = x + row[None, :] * k
+    gate = tl.zeros((block_n, padded_rows), tl.float32)
+    up = tl.zeros((block_n, padded_rows), tl.float32)
+    _follow(follows)
+    for step in tl.range(0, k // block_k, num_stages=stages):
+        inner = step * block_k + tl.arange(0, block_k)
+        x_block = tl.load(x_of_row + inner[:, None], mask=is_row, other=0.0)
+        gate = tl.dot(weight.load([first, step * block_k]), x_block, gate)
+        up = tl.dot(weight.load([n + first, step * block_k]), x_block, up)
+    half = gated.dtype.element_ty
+    gate = gate.to(half).to(tl.float32)
+    silu = (gate * tl.sigmoid(gate)).to(half)
+    column = first + tl.arange(0, block_n)
+    tl.store(gated + row[None, :] * n + column[:, None], silu * up.to(half), mask=is_row)
 
 
 @triton.jit
@@ -144,10 +293,12 @@ def _attend(
     width: tl.constexpr,
     block: tl.constexpr,
     stages: tl.constexpr,
+    follows: tl.constexpr,
 ):
     """One program: the queries that share a key-value head of a row, over the positions of its split."""
     row_head, split = tl.program_id(0), tl.program_id(1)
     row = row_head // kv_heads
+    _follow(follows)
     filled = tl.load(slot).to(tl.int32) + 1
     each = tl.cdiv(tl.cdiv(filled, block), tl.num_programs(1)) * block
     member, in_width = tl.arange(0, padded_group), tl.arange(0, width)

@@ -30,6 +30,7 @@ class DecodingLayers:
 
     Attributes:
         read: one layer on whole prompts, :func:`_read`; on a GPU compiled, once for all layers.
+        read_last: the last layer likewise, :func:`_read_last`.
         decode: one layer on one token a row, :func:`_decode`; likewise.
         predict: logits of the next token, :func:`_predict`; likewise.
     """
@@ -50,12 +51,16 @@ class DecodingLayers:
         self.layers = [_Layer(layer, kernels) for layer in self.language_model.layers]
         self.head = _Product(self._modules[1], kernels)
         self.read: Callable[..., tuple[Tensor, Tensor, Tensor]] = _read
+        self.read_last: Callable[..., tuple[Tensor, Tensor, Tensor]] = _read_last
         self.decode: Callable[..., Tensor] = _decode
         self.predict: Callable[..., Tensor] = _predict
         if self.device.type == "cuda":
             self.read = torch.compile(_read, fullgraph=True, dynamic=True)
-            self.decode = torch.compile(_decode, fullgraph=True, dynamic=False)
-            self.predict = torch.compile(_predict, fullgraph=True, dynamic=False)
+            self.read_last = torch.compile(_read_last, fullgraph=True, dynamic=True)
+            # As `decoding_kernels` has it, a step's kernels do not wait to be launched until the one before has ended.
+            options: dict[str, Any] = {"triton.enable_pdl": True}
+            self.decode = torch.compile(_decode, fullgraph=True, dynamic=False, options=options)
+            self.predict = torch.compile(_predict, fullgraph=True, dynamic=False, options=options)
 
     def serve(self, lm_head: nn.Linear, dtype: torch.dtype) -> bool:
         """Whether these are the layers of this model and precision."""
@@ -91,16 +96,19 @@ class _Product(nn.Module):
         super().__init__()
         self.linear = linear
         # A quantised layer's weight is not what it multiplies by.
-        self._kernels = kernels if type(linear) is nn.Linear else None
+        plain = type(linear) is nn.Linear
+        self._kernels = kernels if kernels and plain and kernels.can_multiply(linear.weight) else None
+
+    def kernels_for(self, x_BSD: Tensor) -> ModuleType | None:
+        """Those that multiply such an input by this weight, if any do."""
+        few = x_BSD.shape[1] == 1 and self._kernels is not None and len(x_BSD) <= self._kernels.MOST_ROWS
+        return self._kernels if few else None
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        if (
-            self._kernels is None
-            or x_BSD.shape[1] > 1
-            or not self._kernels.can_multiply(len(x_BSD), self.linear.weight)
-        ):
+        kernels = self.kernels_for(x_BSD)
+        if kernels is None:
             return cast(Tensor, self.linear(x_BSD))
-        y_BD = self._kernels.multiply(x_BSD.squeeze(1), self.linear.weight)
+        y_BD = kernels.multiply(x_BSD.squeeze(1), self.linear.weight)
         if self.linear.bias is not None:
             y_BD = y_BD + self.linear.bias
         return cast(Tensor, y_BD.to(x_BSD.dtype).unsqueeze(1))
@@ -149,8 +157,15 @@ class _Layer(nn.Module):
     def after_attention(self, hidden_BSD: Tensor, attended: Tensor) -> Tensor:
         """The layer's output [B, S, D]."""
         hidden_BSD = hidden_BSD + self.output(attended)
-        gate, up = self.gate_up(self.post_attention_norm(hidden_BSD)).chunk(2, dim=-1)
-        return hidden_BSD + self.down(self.activation(gate) * up)
+        return hidden_BSD + self.down(self._gated(self.post_attention_norm(hidden_BSD)))
+
+    def _gated(self, x_BSD: Tensor) -> Tensor:
+        """activation(gate) * up."""
+        kernels = self.gate_up.kernels_for(x_BSD)
+        if kernels is not None and isinstance(self.activation, nn.SiLU):
+            return cast(Tensor, kernels.multiply_gated(x_BSD.squeeze(1), self.gate_up.linear.weight).unsqueeze(1))
+        gate, up = self.gate_up(x_BSD).chunk(2, dim=-1)
+        return cast(Tensor, self.activation(gate) * up)
 
 
 def _read(
@@ -159,6 +174,15 @@ def _read(
     """One layer on whole prompts; also their keys and values [B, K, P, H]."""
     query, key, value = layer.before_attention(hidden_BPD, cos, sin)
     return layer.after_attention(hidden_BPD, layer.attend(query, key, value, may_look)), key, value
+
+
+def _read_last(
+    layer: _Layer, hidden_BPD: Tensor, cos: Tensor, sin: Tensor, mask_BP: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The last layer on whole prompts: output [B, 1, D] of the last position alone, keys and values of all."""
+    query, key, value = layer.before_attention(hidden_BPD, cos, sin)
+    attended = layer.attend(query[:, :, -1:], key, value, mask_BP[:, None, None])
+    return layer.after_attention(hidden_BPD[:, -1:], attended), key, value
 
 
 def _decode(

@@ -25,25 +25,34 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.mark.parametrize(
     ("rows", "n", "k"),
-    [(8, 256, 512), (3, 128, 384), (1, 64, 128), (16, 1152, 896), (8, 16384, 128)],
+    [(8, 256, 512), (3, 128, 384), (1, 128, 128), (16, 1152, 896), (8, 16384, 128)],
     ids=["split", "three rows", "smallest", "most rows", "not split"],
 )
 def test_products_of_few_rows(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
     x, weight = (torch.randn(*size, dtype=dtype, device=DEVICE) for size in ((rows, k), (n, k)))
-    assert decoding_kernels.can_multiply(rows, weight)
+    assert decoding_kernels.can_multiply(weight)
     product = decoding_kernels.multiply(x, weight)
     torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-3)
     assert torch.equal(product, decoding_kernels.multiply(x, weight))
 
 
-def test_what_the_product_does_not_take(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("rows", "n", "k"), [(8, 256, 512), (3, 128, 384), (16, 1152, 896)])
+def test_the_gated_product_is_that_of_two_products(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(rows, k, dtype=dtype, device=DEVICE), torch.randn(n, k, dtype=dtype, device=DEVICE) / k**0.5
+    gate, up = (x @ weight.T).chunk(2, dim=1)
+    gated = decoding_kernels.multiply_gated(x, weight)
+    torch.testing.assert_close(gated, F.silu(gate) * up, rtol=8 * torch.finfo(dtype).eps, atol=1e-2)
+    assert torch.equal(gated, decoding_kernels.multiply_gated(x, weight))
+
+
+def test_what_the_products_do_not_take(dtype: torch.dtype) -> None:
     whole = torch.zeros(128, 256, dtype=dtype, device=DEVICE)
-    assert decoding_kernels.can_multiply(16, whole)
-    assert not decoding_kernels.can_multiply(17, whole)
-    assert not decoding_kernels.can_multiply(8, whole[:, :192].contiguous())
-    assert not decoding_kernels.can_multiply(8, whole[:96])
-    assert not decoding_kernels.can_multiply(8, whole[:, :128])
-    assert not decoding_kernels.can_multiply(8, whole.float())
+    assert decoding_kernels.can_multiply(whole)
+    assert not decoding_kernels.can_multiply(whole[:, :192].contiguous())
+    assert not decoding_kernels.can_multiply(whole[:64])
+    assert not decoding_kernels.can_multiply(whole[:, :128])
+    assert not decoding_kernels.can_multiply(whole.float())
+    assert not decoding_kernels.can_multiply(whole.new_zeros(128 * 256 + 3)[3:].view(128, 256))
 
 
 @pytest.mark.parametrize(
