@@ -34,12 +34,18 @@ def main(command_line: Sequence[str] | None = None) -> None:
     """Command line entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", choices=SIZES, required=True)
-    parser.add_argument("--batches", type=int, default=20, help=f"batches, of which the first {WARM_UP} warm up")
+    parser.add_argument(
+        "--batches", type=int, default=20, help=f"of which the first {WARM_UP} and the last are not timed"
+    )
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--num_workers", type=int, help="processes that decode clips (one a core)")
     parser.add_argument("--cached", action="store_true", help="decode the clips beforehand, into a cache")
     parser.add_argument("--profile", action="store_true", help="time the phases, and name the last batch's top costs")
     options = parser.parse_args(command_line)
+    if options.batches < WARM_UP + 2:
+        parser.error(
+            f"--batches {options.batches}: {WARM_UP} warm up, and the last, beside which none is read, is left out"
+        )
     batch = options.batch_size or BATCH[options.size]
 
     with tempfile.TemporaryDirectory() as name:
@@ -84,7 +90,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
         list(decode_ahead(items[: 4 * batch], loader, options.num_workers, batch))
         decoding = len(items[: 4 * batch]) / (synchronised_time() - begin)
         roofline = Roofline(config, predictor.model, Ceilings.measure(), PROMPT_TEXT_TOKENS)
-        steady = seconds[WARM_UP : -1 if options.profile else None]
+        steady = seconds[WARM_UP:-1]  # beside the last one no other is read
         result = {
             "size": options.size,
             "batch": batch,

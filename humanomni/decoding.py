@@ -44,7 +44,7 @@ class Decoder:
         self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self._positions = torch.zeros(rows, dtype=torch.long, device=device)
         self._slot = torch.zeros(1, dtype=torch.long, device=device)
-        self._logits = torch.zeros(rows, config.vocab_size, dtype=dtype, device=device)
+        self._logits = torch.zeros(rows, config.vocab_size, device=device, dtype=torch.float32)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def fits(self, layers: DecodingLayers, rows: int, positions: int) -> bool:
@@ -56,7 +56,7 @@ class Decoder:
         """Reads prompts, left-padded, and lays each into the cache ``copies`` times.
 
         Returns:
-            Logits of the next token, one row a copy, [B * copies, vocabulary].
+            Logits of the next token in float32, one row a copy, [B * copies, vocabulary].
         """
         layers = self.layers
         with self._compiling():
@@ -71,7 +71,7 @@ class Decoder:
             self._keep(len(earlier), keys_BKPH, values_BKPH, copies)
             self._start(mask_BP, copies)
             logits_BV = layers.head(layers.language_model.norm(hidden_B1D)).squeeze(1)
-            return logits_BV.repeat_interleave(copies, dim=0)
+            return logits_BV.float().repeat_interleave(copies, dim=0)
 
     def adopt(self, cache: Cache, mask_BP: Tensor, copies: int) -> None:
         """Goes on after prompts that the model itself has read into ``cache``, as after :meth:`prefill`."""
@@ -108,7 +108,7 @@ class Decoder:
             self._graph = self._captured()
 
     def step(self, tokens_B: Tensor) -> Tensor:
-        """Takes one token a row and returns the logits [B, vocabulary] of the next, valid until the next call."""
+        """Takes one token a row and returns the logits [B, vocabulary] of the next, in float32, until the next call."""
         rows = len(tokens_B)
         self._tokens[:rows] = tokens_B
         with torch.cuda.device_of(self._tokens):
@@ -146,7 +146,7 @@ class Decoder:
         rotation = layers.language_model.rotary_emb(hidden_B1D, self._positions.unsqueeze(1))
         for layer, keys, values in zip(layers.layers, self._keys, self._values, strict=True):
             hidden_B1D = layers.decode(layer, hidden_B1D, *rotation, keys, values, self._slot, self._bias)
-        self._logits.copy_(layers.predict(layers.language_model.norm, layers.head, hidden_B1D))
+        layers.predict(layers.language_model.norm, layers.head, hidden_B1D, self._logits)
 
 
 def _positions(mask_BP: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class ReadPrompts:
     """Prompts in a decoder's cache, from where it goes on.
 
     Attributes:
-        logits: of each row's first token [B, vocabulary].
+        logits: of each row's first token [B, vocabulary], in float32.
     """
 
     decoder: Decoder

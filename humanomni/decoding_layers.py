@@ -53,7 +53,7 @@ class DecodingLayers:
         self.read: Callable[..., tuple[Tensor, Tensor, Tensor]] = _read
         self.read_last: Callable[..., tuple[Tensor, Tensor, Tensor]] = _read_last
         self.decode: Callable[..., Tensor] = _decode
-        self.predict: Callable[..., Tensor] = _predict
+        self.predict: Callable[..., None] = _predict
         if self.device.type == "cuda":
             self.read = torch.compile(_read, fullgraph=True, dynamic=True)
             self.read_last = torch.compile(_read_last, fullgraph=True, dynamic=True)
@@ -202,9 +202,9 @@ def _decode(
     return layer.after_attention(hidden_B1D, layer.attend_to_cache(query, keys_BKCH, values_BKCH, slot, bias_B11C))
 
 
-def _predict(norm: nn.Module, head: nn.Module, hidden_B1D: Tensor) -> Tensor:
-    """Logits [B, vocabulary]."""
-    return cast(Tensor, head(norm(hidden_B1D)).squeeze(1))
+def _predict(norm: nn.Module, head: nn.Module, hidden_B1D: Tensor, logits_BV: Tensor) -> None:
+    """Writes the logits, rounded as the head's are."""
+    logits_BV.copy_(head(norm(hidden_B1D)).squeeze(1))
 
 
 class _InTurn(nn.ModuleList):

@@ -5,7 +5,7 @@ arithmetic, and side by side they take less than one after the other.
 
 A record's response depends on the record alone, not on its batch: rows are left-padded and masked (the authors' release
 pads on the right and goes on after the padding), and a row that fails takes no other with it. In float32 that holds to
-the byte; in half precision another batch size may decide a near tie between two tokens differently.
+the byte; in half precision another size or order of batches may decide a near tie between two tokens differently.
 """
 
 import logging
@@ -38,7 +38,7 @@ FORCED_EMPTY_THINK = "<think></think>\n<answer>"
 _ANSWER_END = "</answer>"
 
 _PREFETCHED_BATCHES = 3  # decoded ahead of the batch that the model works on
-_READING_SHARE = 0.6  # of a GPU's multiprocessors: by a little the best of 0.4 to 0.7 (docs/performance.md)
+_READING_SHARE = 0.5  # of a GPU's multiprocessors: by a little the best of 0.5 to 0.7 (docs/performance.md)
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,10 @@ class Predictor:
         try:
             with torch.cuda.stream(stream):
                 reading = self._read(rows)
-            if stream:
-                stream.synchronize()  # what was read is used on another stream
+            if stream:  # what was read is used on another one
+                read = torch.cuda.Event(blocking=True)  # which lets the core decode clips meanwhile
+                read.record(stream)
+                read.synchronize()
             return Begun(batch, rows, reading)
         except (ValueError, RuntimeError) as error:
             # Without the frames, which hold on to the tensors of the attempt.

@@ -22,6 +22,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from humanomni.configuration import HumanOmniConfig
 from humanomni.decoding import Decoder, ReadPrompts
 from humanomni.decoding_layers import DecodingLayers
+from humanomni.late_look import LateLook
 from humanomni.projector import ThreeBranchProjector, mlp
 from humanomni.towers import VisionTower, audio_tower, encode_audio, encode_frames, vision_tower
 
@@ -35,8 +36,6 @@ MEDIA_INPUTS = (
     "gate_input_ids",
     "gate_attention_mask",
 )
-
-_STOP_CHECK_EVERY = 16  # decoding steps on a GPU between two looks, each of which waits for it
 
 # The parts that training recipes name, each with the prefixes of its parameters.
 PARTS = {
@@ -348,7 +347,7 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             cache = DynamicCache()
             outputs = self(input_ids, attention_mask=attention_mask, past_key_values=cache, logits_to_keep=1, **media)
             decoder.adopt(cache, attention_mask, copies)
-            return ReadPrompts(decoder, outputs.logits[:, -1].repeat_interleave(copies, dim=0))
+            return ReadPrompts(decoder, outputs.logits[:, -1].float().repeat_interleave(copies, dim=0))
         embeds = self.model.embed(input_ids, **media)
         with torch.autocast(device, enabled=False):
             return ReadPrompts(decoder, decoder.prefill(embeds, attention_mask, copies))
@@ -372,6 +371,11 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             if decoder.layers is self._decoding_layers:
                 self._idle_decoders.append(decoder)
 
+    def _is_sharded(self) -> bool:
+        # ZeRO-3's shards are empty but for those who gather them first; of FSDP only the second version is known here.
+        by_fsdp = is_fsdp_managed_module(self) and not isinstance(self, FSDPModule)
+        return by_fsdp or not all(parameter.numel() for parameter in self.parameters())
+
     def _sample(
         self,
         input_ids: Tensor,
@@ -388,11 +392,10 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
         rows of a prompt, which follow one another, share its reading. What this loop has no use for goes to the
         library's: sharded weights, streams, scores and caches to return.
         """
-        # ZeRO-3's shards are empty but for those who gather them first; of FSDP only the second version is known here.
-        sharded = not all(parameter.numel() for parameter in self.parameters())
-        sharded = sharded or (is_fsdp_managed_module(self) and not isinstance(self, FSDPModule))
+        read: ReadPrompts | None = model_kwargs.get("read")
+        wants_more = streamer is not None or generation_config.return_dict_in_generate
         reads_embeddings = model_kwargs.get("inputs_embeds") is not None
-        if sharded or streamer is not None or generation_config.return_dict_in_generate or reads_embeddings:
+        if wants_more or reads_embeddings or (read is None and self._is_sharded()):
             return super()._sample(  # type: ignore[misc] # its self is a protocol
                 cast(torch.LongTensor, input_ids),
                 logits_processor,
@@ -402,20 +405,20 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
                 streamer,
                 **model_kwargs,
             )
-        read: ReadPrompts | None = model_kwargs.get("read")
         if read is None:
             copies = generation_config.num_return_sequences or 1
             media = {name: model_kwargs[name][::copies] for name in MEDIA_INPUTS if model_kwargs.get(name) is not None}
             prompts, mask = input_ids[::copies], model_kwargs["attention_mask"][::copies]
             read = self.read_prompts(prompts, mask, stopping_criteria.max_length, copies, **media)
         decoder, logits = read.decoder, read.logits
-        device, (rows, length) = input_ids.device.type, input_ids.shape
-        with self._given_back(decoder), torch.autocast(device, enabled=False):
+        rows, length = input_ids.shape
+        look = LateLook(rows, input_ids.device)
+        with self._given_back(decoder), torch.autocast(input_ids.device.type, enabled=False):
             ids = input_ids.new_zeros(rows, stopping_criteria.max_length)
             ids[:, :length] = input_ids
             going_on = torch.ones(rows, dtype=torch.bool, device=input_ids.device)
             while True:
-                scores = logits_processor(ids[:, :length], logits.float())
+                scores = logits_processor(ids[:, :length], logits)
                 if generation_config.do_sample:
                     # torch.multinomial's own way to draw one, without its check, which would wait for the GPU.
                     probabilities = scores.softmax(dim=-1)
@@ -427,9 +430,7 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
                 ids[:, length] = tokens
                 length += 1
                 going_on &= ~stopping_criteria(ids[:, :length], None)
-                if length == ids.shape[1]:
-                    break
-                if (device == "cpu" or length % _STOP_CHECK_EVERY == 0) and not going_on.any():
+                if length == ids.shape[1] or not look.any_goes_on(going_on):
                     break
                 logits = decoder.step(tokens)
         return ids[:, :length]

@@ -4,7 +4,9 @@ import argparse
 import logging
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
+_MOST_UNWRITTEN = 64  # outcomes that may wait for the disk
 
 
 @contextmanager
@@ -122,7 +125,10 @@ def predict_share(
     num_workers: int | None,
     token_budget: int | None,
 ) -> None:
-    """Predicts records and writes each outcome to the shard at once."""
+    """Predicts records and writes each outcome to the shard at once.
+
+    A thread writes: a cluster's file system takes milliseconds to sync a line, for which the model does not wait.
+    """
     # Here, because a finished job and a rank without work should not wait for torch and a model.
     from transformers.utils.logging import disable_progress_bar
 
@@ -134,10 +140,19 @@ def predict_share(
     predictor = start(pick_device(int(os.environ.get("LOCAL_RANK", "0"))))
     items = (Item(line, record, clip_of(record)) for line, record in records.items())
     outcomes = predictor.predict(items, batch_size, num_workers, token_budget)
-    with logging_redirect_tqdm(), tqdm(outcomes, total=len(records), unit="sample", disable=not speaks) as progress:
+    written: deque[Future[None]] = deque()
+    with (
+        ThreadPoolExecutor(1, "writer") as writer,  # on its exit all is written that waits, also after Ctrl-C
+        logging_redirect_tqdm(),
+        tqdm(outcomes, total=len(records), unit="sample", disable=not speaks) as progress,
+    ):
         for item, outcome in progress:
             if isinstance(outcome, Failure):
                 logger.warning("record %s failed: %s", item.record.id, outcome.detail)
-                shard.add_failure(item.line, item.record, outcome.error, outcome.detail)
+                written.append(writer.submit(shard.add_failure, item.line, item.record, outcome.error, outcome.detail))
             else:
-                shard.add_prediction(item.line, outcome)
+                written.append(writer.submit(shard.add_prediction, item.line, outcome))
+            while written and (written[0].done() or len(written) > _MOST_UNWRITTEN):
+                written.popleft().result()
+    for outcome_written in written:
+        outcome_written.result()
