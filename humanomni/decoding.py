@@ -10,13 +10,15 @@ Shape suffixes are those of :mod:`humanomni.decoding_layers`.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from humanomni.decoding_layers import DecodingLayers
+from humanomni.decoding_layers import DecodingLayers, LayerCache
 
 _MOST_SIZES = 256  # that a process compiles its steps for; at dynamo's own limit, 8, the ninth is an error
 _CAPACITY_STEP = 128  # prompts of about one length share a cache and its graph
@@ -35,21 +37,21 @@ class Decoder:
         self.layers = layers
         self.rows, self.capacity = rows, -(-positions // _CAPACITY_STEP) * _CAPACITY_STEP
         config, dtype, device = layers.config, layers.dtype, layers.device
-        head_width = layers.layers[0].head_width
-        shape = (len(layers.layers), rows, config.num_key_value_heads, self.capacity, head_width)
-        self._keys = torch.zeros(shape, dtype=dtype, device=device)
-        self._values = torch.zeros_like(self._keys)
         # What the steps read and write in place, because a graph knows tensors by their address.
         self._bias = torch.zeros(rows, 1, 1, self.capacity, dtype=dtype, device=device)  # 0 where a row may look
         self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self._positions = torch.zeros(rows, dtype=torch.long, device=device)
         self._slot = torch.zeros(1, dtype=torch.long, device=device)
         self._logits = torch.zeros(rows, config.vocab_size, device=device, dtype=torch.float32)
+        shape = (rows, config.num_key_value_heads, self.capacity, layers.layers[0].head_width)
+        # Each in memory of its own, for torch's compiler: a step's part reads one layer's and writes the next one's.
+        empty = partial(torch.zeros, shape, dtype=dtype, device=device)
+        self._caches = [LayerCache(empty(), empty(), self._slot, self._bias) for _ in layers.layers]
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def fits(self, layers: DecodingLayers, rows: int, positions: int) -> bool:
         """Whether this decoder can take a batch of these sizes with these layers."""
-        writable = self._keys.is_inference() == torch.is_inference_mode_enabled()
+        writable = self._slot.is_inference() == torch.is_inference_mode_enabled()
         return layers is self.layers and writable and rows <= self.rows and positions <= self.capacity
 
     def prefill(self, embeds_BPD: Tensor, mask_BP: Tensor, copies: int) -> Tensor:
@@ -83,16 +85,17 @@ class Decoder:
     @contextmanager
     def _compiling(self) -> Iterator[None]:
         """On the cache's device, by which Triton and graphs go, and for as many sizes of batches as there may be."""
-        if not self._keys.is_cuda:
+        if not self._slot.is_cuda:
             yield
             return
-        with torch.cuda.device(self._keys.device), torch._dynamo.config.patch(recompile_limit=_MOST_SIZES):
+        with torch.cuda.device(self._slot.device), torch._dynamo.config.patch(recompile_limit=_MOST_SIZES):
             yield
 
     def _keep(self, number: int, keys_BKPH: Tensor, values_BKPH: Tensor, copies: int) -> None:
         """A layer's keys and values of prompts, ``copies`` rows each."""
-        for cached, read in ((self._keys, keys_BKPH), (self._values, values_BKPH)):
-            rows = cached[number, : len(read) * copies, :, : read.shape[2]]
+        cache = self._caches[number]
+        for cached, read in ((cache.keys, keys_BKPH), (cache.values, values_BKPH)):
+            rows = cached[: len(read) * copies, :, : read.shape[2]]
             rows.unflatten(0, (len(read), copies)).copy_(read.unsqueeze(1))
 
     def _start(self, mask_BP: Tensor, copies: int) -> None:
@@ -144,9 +147,11 @@ class Decoder:
         self._bias.index_fill_(3, self._slot, 0)
         hidden_B1D = layers.language_model.embed_tokens(self._tokens).unsqueeze(1)
         rotation = layers.language_model.rotary_emb(hidden_B1D, self._positions.unsqueeze(1))
-        for layer, keys, values in zip(layers.layers, self._keys, self._values, strict=True):
-            hidden_B1D = layers.decode(layer, hidden_B1D, *rotation, keys, values, self._slot, self._bias)
-        layers.predict(layers.language_model.norm, layers.head, hidden_B1D, self._logits)
+        query = layers.enter(layers.layers[0], self._caches[0], hidden_B1D, rotation)
+        for one, following in pairwise(zip(layers.layers, self._caches, strict=True)):
+            hidden_B1D, query = layers.go_on(*one, *following, hidden_B1D, query, rotation)
+        norm = layers.language_model.norm
+        layers.end(layers.layers[-1], self._caches[-1], norm, layers.head, hidden_B1D, query, self._logits)
 
 
 def _positions(mask_BP: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ K key-value heads, H head width, D model width.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,21 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import Qwen2Model
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+
+
+class LayerCache(NamedTuple):
+    """A layer's part of a decoder's cache.
+
+    Attributes:
+        keys, values: [B, K, C, H].
+        slot: [1], where the last token of each row stands; nothing beyond it is looked at.
+        bias: [B, 1, 1, C], added to the scores: 0 where a row may look, which is nowhere beyond the slot.
+    """
+
+    keys: Tensor
+    values: Tensor
+    slot: Tensor
+    bias: Tensor
 
 
 class DecodingLayers:
@@ -31,8 +47,7 @@ class DecodingLayers:
     Attributes:
         read: one layer on whole prompts, :func:`_read`; on a GPU compiled, once for all layers.
         read_last: the last layer likewise, :func:`_read_last`.
-        decode: one layer on one token a row, :func:`_decode`; likewise.
-        predict: logits of the next token, :func:`_predict`; likewise.
+        enter, go_on, end: a step, on one token a row: :func:`_enter`, :func:`_go_on` and :func:`_end`; likewise.
     """
 
     def __init__(self, language_model: Qwen2Model, lm_head: nn.Linear, dtype: torch.dtype) -> None:
@@ -52,15 +67,16 @@ class DecodingLayers:
         self.head = _Product(self._modules[1], kernels)
         self.read: Callable[..., tuple[Tensor, Tensor, Tensor]] = _read
         self.read_last: Callable[..., tuple[Tensor, Tensor, Tensor]] = _read_last
-        self.decode: Callable[..., Tensor] = _decode
-        self.predict: Callable[..., None] = _predict
+        self.enter: Callable[..., Tensor] = _enter
+        self.go_on: Callable[..., tuple[Tensor, Tensor]] = _go_on
+        self.end: Callable[..., None] = _end
         if self.device.type == "cuda":
             self.read = torch.compile(_read, fullgraph=True, dynamic=True)
             self.read_last = torch.compile(_read_last, fullgraph=True, dynamic=True)
             # As `decoding_kernels` has it, a step's kernels do not wait to be launched until the one before has ended.
             options: dict[str, Any] = {"triton.enable_pdl": True}
-            self.decode = torch.compile(_decode, fullgraph=True, dynamic=False, options=options)
-            self.predict = torch.compile(_predict, fullgraph=True, dynamic=False, options=options)
+            compiled = partial(torch.compile, fullgraph=True, dynamic=False, options=options)
+            self.enter, self.go_on, self.end = compiled(_enter), compiled(_go_on), compiled(_end)
 
     def serve(self, lm_head: nn.Linear, dtype: torch.dtype) -> bool:
         """Whether these are the layers of this model and precision."""
@@ -144,14 +160,13 @@ class _Layer(nn.Module):
         )
         return attended.transpose(1, 2).flatten(2)
 
-    def attend_to_cache(
-        self, query_BN1H: Tensor, keys_BKCH: Tensor, values_BKCH: Tensor, slot: Tensor, bias_B11C: Tensor
-    ) -> Tensor:
-        """[B, 1, N * H]; nothing beyond ``slot`` is looked at, which the bias says too."""
-        if self._kernels is None or not self._kernels.can_attend(keys_BKCH):
-            return self.attend(query_BN1H, keys_BKCH, values_BKCH, bias_B11C)
+    def attend_to_cache(self, query_BN1H: Tensor, cache: LayerCache) -> Tensor:
+        """[B, 1, N * H]."""
+        keys, values, slot, bias = cache
+        if self._kernels is None or not self._kernels.can_attend(keys):
+            return self.attend(query_BN1H, keys, values, bias)
         query_BNH = query_BN1H.squeeze(2).contiguous()
-        attended = self._kernels.attend(query_BNH, keys_BKCH, values_BKCH, slot, bias_B11C[:, 0, 0], self.scaling)
+        attended = self._kernels.attend(query_BNH, keys, values, slot, bias[:, 0, 0], self.scaling)
         return cast(Tensor, attended.to(query_BNH.dtype).flatten(1).unsqueeze(1))
 
     def after_attention(self, hidden_BSD: Tensor, attended: Tensor) -> Tensor:
@@ -185,26 +200,44 @@ def _read_last(
     return layer.after_attention(hidden_BPD[:, -1:], attended), key, value
 
 
-def _decode(
+def _enter(layer: _Layer, cache: LayerCache, hidden_B1D: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """A layer on one token a row, up to its attention: the query; writes the keys and values into the cache."""
+    query, key, value = layer.before_attention(hidden_B1D, *rotation)
+    cache.keys.index_copy_(2, cache.slot, key)
+    cache.values.index_copy_(2, cache.slot, value)
+    return query
+
+
+def _leave(layer: _Layer, cache: LayerCache, hidden_B1D: Tensor, query: Tensor) -> Tensor:
+    """The same layer from its attention on: its output."""
+    return layer.after_attention(hidden_B1D, layer.attend_to_cache(query, cache))
+
+
+def _go_on(
     layer: _Layer,
+    cache: LayerCache,
+    following: _Layer,
+    following_cache: LayerCache,
     hidden_B1D: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys_BKCH: Tensor,
-    values_BKCH: Tensor,
-    slot: Tensor,
-    bias_B11C: Tensor,
-) -> Tensor:
-    """One layer on one token a row; writes its keys and values at ``slot``."""
-    query, key, value = layer.before_attention(hidden_B1D, cos, sin)
-    keys_BKCH.index_copy_(2, slot, key)
-    values_BKCH.index_copy_(2, slot, value)
-    return layer.after_attention(hidden_B1D, layer.attend_to_cache(query, keys_BKCH, values_BKCH, slot, bias_B11C))
+    query: Tensor,
+    rotation: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """From one layer's attention to the next one's: what ends a layer and begins another becomes one kernel."""
+    hidden_B1D = _leave(layer, cache, hidden_B1D, query)
+    return hidden_B1D, _enter(following, following_cache, hidden_B1D, rotation)
 
 
-def _predict(norm: nn.Module, head: nn.Module, hidden_B1D: Tensor, logits_BV: Tensor) -> None:
-    """Writes the logits, rounded as the head's are."""
-    logits_BV.copy_(head(norm(hidden_B1D)).squeeze(1))
+def _end(
+    layer: _Layer,
+    cache: LayerCache,
+    norm: nn.Module,
+    head: nn.Module,
+    hidden_B1D: Tensor,
+    query: Tensor,
+    logits_BV: Tensor,
+) -> None:
+    """From the last layer's attention to the logits, which it writes, rounded as the head's are."""
+    logits_BV.copy_(head(norm(_leave(layer, cache, hidden_B1D, query))).squeeze(1))
 
 
 class _InTurn(nn.ModuleList):

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationMixin
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import GenerationMixin, Qwen2Config, Qwen2ForCausalLM
 
 from humanomni.decoding import Decoder
 from humanomni.decoding_layers import DecodingLayers
@@ -175,3 +176,25 @@ def test_weights_laid_side_by_side_are_still_the_models(
 
     frozen.requires_grad_(True)(**inputs, labels=inputs["input_ids"]).loss.backward()
     assert attention.k_proj.weight.grad is not None
+
+
+@torch.no_grad()
+def test_one_compiled_layer_serves_all() -> None:
+    """On a GPU a compiled part takes seconds, and there are dozens of layers."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=64, num_hidden_layers=6, **sizes)).eval().requires_grad_(False)
+    layers = DecodingLayers(model.model, model.lm_head, torch.float32)
+    tokens, mask = torch.randint(64, (3, 12)), torch.ones(3, 8, dtype=torch.long)
+
+    def logits() -> torch.Tensor:
+        decoder = Decoder(layers, rows=3, positions=12)
+        decoder.prefill(model.model.embed_tokens(tokens[:, :8]), mask, copies=1)
+        return torch.stack([decoder.step(step).clone() for step in tokens[:, 8:].T])
+
+    expected = logits()
+    compiler = CompileCounterWithBackend("aot_eager")
+    for part in ("enter", "go_on", "end"):
+        setattr(layers, part, torch.compile(getattr(layers, part), fullgraph=True, dynamic=False, backend=compiler))
+    torch.testing.assert_close(logits(), expected)
+    assert compiler.frame_count == 3
