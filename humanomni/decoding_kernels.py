@@ -53,7 +53,7 @@ def _multiply_split(x_BD: Tensor, weight_ND: Tensor, splits: int) -> Tensor:
     partial_SBN = x_BD.new_empty(splits, rows, n, dtype=torch.float32)
     follows = _is_hopper(x_BD)
     _multiply[(n // _BLOCK_N, splits)](
-        x_BD,
+        x_BD.contiguous(),
         TensorDescriptor(weight_ND, weight_ND.shape, weight_ND.stride(), [_BLOCK_N, _BLOCK_K]),
         partial_SBN,
         rows,
@@ -85,7 +85,7 @@ def multiply_gated(x_BD: Tensor, weight_ND: Tensor) -> Tensor:
     gated_BN = x_BD.new_empty(rows, n // 2)
     follows = _is_hopper(x_BD)
     _multiply_gated[(n // 2 // _BLOCK_N,)](
-        x_BD,
+        x_BD.contiguous(),
         TensorDescriptor(weight_ND, weight_ND.shape, weight_ND.stride(), [_BLOCK_N, _BLOCK_K]),
         gated_BN,
         rows,

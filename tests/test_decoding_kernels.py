@@ -34,6 +34,7 @@ def test_products_of_few_rows(rows: int, n: int, k: int, dtype: torch.dtype) -> 
     product = decoding_kernels.multiply(x, weight)
     torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-3)
     assert torch.equal(product, decoding_kernels.multiply(x, weight))
+    assert torch.equal(product, decoding_kernels.multiply(x.T.contiguous().T, weight))
 
 
 @pytest.mark.parametrize(("rows", "n", "k"), [(8, 256, 512), (3, 128, 384), (16, 1152, 896)])
