@@ -12,6 +12,8 @@ own successor in. torch's compiled kernels do likewise where they are told to. A
 here are opaque to its compiler, which launches kernels of others in the ordinary way alone.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -51,10 +53,9 @@ def _multiply_split(x_BD: Tensor, weight_ND: Tensor, splits: int) -> Tensor:
     """The sums of ``splits`` parts of D, [splits, B, N]."""
     rows, (n, k) = len(x_BD), weight_ND.shape
     partial_SBN = x_BD.new_empty(splits, rows, n, dtype=torch.float32)
-    follows = _is_hopper(x_BD)
     _multiply[(n // _BLOCK_N, splits)](
         x_BD.contiguous(),
-        TensorDescriptor(weight_ND, weight_ND.shape, weight_ND.stride(), [_BLOCK_N, _BLOCK_K]),
+        TensorDescriptor.from_tensor(weight_ND, [_BLOCK_N, _BLOCK_K]),
         partial_SBN,
         rows,
         n,
@@ -64,8 +65,7 @@ def _multiply_split(x_BD: Tensor, weight_ND: Tensor, splits: int) -> Tensor:
         block_n=_BLOCK_N,
         block_k=_BLOCK_K,
         stages=_STAGES,
-        follows=follows,
-        **_launch(follows),
+        **_launch(weight_ND),
     )
     return partial_SBN
 
@@ -83,10 +83,9 @@ def multiply_gated(x_BD: Tensor, weight_ND: Tensor) -> Tensor:
     """
     rows, (n, k) = len(x_BD), weight_ND.shape
     gated_BN = x_BD.new_empty(rows, n // 2)
-    follows = _is_hopper(x_BD)
     _multiply_gated[(n // 2 // _BLOCK_N,)](
         x_BD.contiguous(),
-        TensorDescriptor(weight_ND, weight_ND.shape, weight_ND.stride(), [_BLOCK_N, _BLOCK_K]),
+        TensorDescriptor.from_tensor(weight_ND, [_BLOCK_N, _BLOCK_K]),
         gated_BN,
         rows,
         n // 2,
@@ -95,8 +94,7 @@ def multiply_gated(x_BD: Tensor, weight_ND: Tensor) -> Tensor:
         block_n=_BLOCK_N,
         block_k=_BLOCK_K,
         stages=_GATED_STAGES,
-        follows=follows,
-        **_launch(follows),
+        **_launch(weight_ND),
     )
     return gated_BN
 
@@ -144,7 +142,6 @@ def _attend_split(
     rows, kv_heads, capacity, width = keys_BKCH.shape
     group = query_BNH.shape[1] // kv_heads
     sums, largest, totals = _parts(query_BNH, splits)
-    follows = _is_hopper(query_BNH)
     _attend[(rows * kv_heads, splits)](
         query_BNH,
         keys_BKCH,
@@ -162,23 +159,14 @@ def _attend_split(
         width=width,
         block=_BLOCK_C,
         stages=_ATTENTION_STAGES,
-        follows=follows,
-        **_launch(follows),
+        **_launch(query_BNH),
     )
     return sums, largest, totals
 
 
 @_attend_split.register_fake
-def _(
-    query_BNH: Tensor,
-    keys_BKCH: Tensor,
-    values_BKCH: Tensor,
-    slot: Tensor,
-    bias_BC: Tensor,
-    scaling: float,
-    splits: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _parts(query_BNH, splits)
+def _(query_BNH: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _parts(query_BNH, splits=others[-1])
 
 
 def _parts(query_BNH: Tensor, splits: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,9 +184,9 @@ def _is_hopper(tensor: Tensor) -> bool:
     return on_nvidia and torch.cuda.get_device_capability(tensor.device) >= (9, 0)
 
 
-def _launch(follows: bool) -> dict[str, bool]:
-    """How a kernel is launched that ``follows`` another before its end; Triton's interpreter knows no such option."""
-    return {"launch_pdl": True} if follows else {}
+def _launch(tensor: Tensor) -> dict[str, bool]:
+    """How a kernel on this tensor's device is launched: on Hopper so that it follows another before that one's end."""
+    return {"follows": True, "launch_pdl": True} if _is_hopper(tensor) else {"follows": False}
 
 
 @triton.jit

@@ -222,7 +222,7 @@ def _go_on(
     query: Tensor,
     rotation: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """From one layer's attention to the next one's: what ends a layer and begins another becomes one kernel."""
+    """From one layer's attention to the next one's: what ends a layer and begins another is compiled as one."""
     hidden_B1D = _leave(layer, cache, hidden_B1D, query)
     return hidden_B1D, _enter(following, following_cache, hidden_B1D, rotation)
 

@@ -125,9 +125,10 @@ def predict_share(
     num_workers: int | None,
     token_budget: int | None,
 ) -> None:
-    """Predicts records and writes each outcome to the shard at once.
+    """Predicts records and writes each outcome to the shard.
 
-    A thread writes: a cluster's file system takes milliseconds to sync a line, for which the model does not wait.
+    A thread writes: a cluster's file system takes milliseconds to sync a line, for which the model does not wait. What
+    waits for the disk when the process is killed is predicted again by the next run.
     """
     # Here, because a finished job and a rank without work should not wait for torch and a model.
     from transformers.utils.logging import disable_progress_bar
