@@ -147,11 +147,11 @@ class Decoder:
         self._bias.index_fill_(3, self._slot, 0)
         hidden_B1D = layers.language_model.embed_tokens(self._tokens).unsqueeze(1)
         rotation = layers.language_model.rotary_emb(hidden_B1D, self._positions.unsqueeze(1))
-        query = layers.enter(layers.layers[0], self._caches[0], hidden_B1D, rotation)
-        for one, following in pairwise(zip(layers.layers, self._caches, strict=True)):
-            hidden_B1D, query = layers.go_on(*one, *following, hidden_B1D, query, rotation)
-        norm = layers.language_model.norm
-        layers.end(layers.layers[-1], self._caches[-1], norm, layers.head, hidden_B1D, query, self._logits)
+        projected = layers.enter(layers.layers[0], hidden_B1D)
+        for (layer, following), cache in zip(pairwise(layers.layers), self._caches, strict=False):
+            hidden_B1D, projected = layers.go_on(layer, cache, following, hidden_B1D, projected, rotation)
+        ending = (layers.layers[-1], self._caches[-1], layers.language_model.norm, layers.head)
+        layers.end(*ending, hidden_B1D, projected, rotation, self._logits)
 
 
 def _positions(mask_BP: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""A decoding step's two readers of memory on a GPU, in Triton: products of few rows, and attention over the cache.
+"""A decoding step's readers of memory on a GPU, in Triton: products of few rows, and attention over the cache.
 
 A step reads every weight and the whole cache for one token a row, so its time is the bytes by the memory's rate. What
 the libraries give for such shapes stays behind that rate (docs/performance.md, "A decoding step's kernels").
 
-Both kernels sum in an order that hangs on the shapes alone: the same step gives the same bits every time, which it did
+They sum in an order that hangs on the shapes alone: the same step gives the same bits every time, which it did
 not with cuDNN's attention.
 
 On Hopper and its successors weights come through the tensor memory accelerator, and a kernel is launched while the one
@@ -11,8 +11,6 @@ before it still runs ("programmatic dependent launch"): it waits for that one's 
 own successor in. torch's compiled kernels do likewise where they are told to. As operators of torch's, the functions
 here are opaque to its compiler, which launches kernels of others in the ordinary way alone.
 """
-
-from typing import Any
 
 import torch
 import triton
@@ -38,19 +36,18 @@ def can_multiply(weight_ND: Tensor) -> bool:
 
 
 def multiply(x_BD: Tensor, weight_ND: Tensor) -> Tensor:
-    """x_BD @ weight_ND.T [B, N], in float32, of no more than :data:`MOST_ROWS` rows.
+    """x_BD @ weight_ND.T of no more than :data:`MOST_ROWS` rows, in float32 and in parts of D [parts, B, N].
 
-    Where N alone makes too few programs, D is split among several. Their sum is left to the operation that follows,
-    into which ``torch.compile`` takes it.
+    Where N alone makes too few programs, D is split among several. The parts' sum is left to the operation that
+    follows, into which ``torch.compile`` takes it.
     """
     n, k = weight_ND.shape
     splits = max(min(_PROGRAMS_WANTED // (n // _BLOCK_N), k // _BLOCK_K, _MOST_SPLITS), 1)
-    return _multiply_split(x_BD, weight_ND, splits).sum(dim=0)
+    return _multiply_split(x_BD, weight_ND, splits)
 
 
-@torch.library.custom_op("humanomni::multiply_split", mutates_args=())
+@torch.library.custom_op("humanomni::multiply", mutates_args=())
 def _multiply_split(x_BD: Tensor, weight_ND: Tensor, splits: int) -> Tensor:
-    """The sums of ``splits`` parts of D, [splits, B, N]."""
     rows, (n, k) = len(x_BD), weight_ND.shape
     partial_SBN = x_BD.new_empty(splits, rows, n, dtype=torch.float32)
     _multiply[(n // _BLOCK_N, splits)](
@@ -111,28 +108,48 @@ def can_attend(keys_BKCH: Tensor) -> bool:
 
 
 def attend(
-    query_BNH: Tensor, keys_BKCH: Tensor, values_BKCH: Tensor, slot: Tensor, bias_BC: Tensor, scaling: float
+    projected_SBW: Tensor,
+    projection_bias_W: Tensor | None,
+    cos_BH: Tensor,
+    sin_BH: Tensor,
+    keys_BKCH: Tensor,
+    values_BKCH: Tensor,
+    slot: Tensor,
+    bias_B11C: Tensor,
+    scaling: float,
 ) -> Tensor:
-    """Attention of one query a row over the cache up to ``slot`` [1], in float32 [B, N, H].
+    """Attention of one token a row over the cache up to its ``slot`` [1], in float32 [B, N, H].
+
+    Writes the token's key and value into the cache, the key turned to its position like the query.
 
     Args:
-        bias_BC: added to the scores; every row must be free to look somewhere.
+        projected_SBW: queries of all heads, keys and values of all key-value heads, side by side; to be summed over S.
+        projection_bias_W: to be added to their sum, which is then rounded to the cache's precision.
+        cos_BH, sin_BH: of the rows' positions.
+        bias_B11C: added to the scores; every row may look at its own slot.
     """
-    rows, kv_heads = keys_BKCH.shape[:2]
+    rows, kv_heads, _, width = keys_BKCH.shape
+    heads = projected_SBW.shape[2] // width - 2 * kv_heads
     splits = max(min(_PROGRAMS_WANTED // (rows * kv_heads), _MOST_SPLITS), 1)
-    sums, largest, totals = _attend_split(query_BNH, keys_BKCH, values_BKCH, slot, bias_BC, scaling, splits)
+    token = (projected_SBW, projection_bias_W, cos_BH, sin_BH)
+    cache = (keys_BKCH, values_BKCH, slot, bias_B11C)
+    sums, largest, totals = _attend_split(*token, *cache, scaling, heads, splits)
     shares = (largest - largest.amax(dim=0)).exp()  # 0 of a split that was given no position
     return (sums * shares).sum(dim=0) / (totals * shares).sum(dim=0)
 
 
-@torch.library.custom_op("humanomni::attend_split", mutates_args=())
+@torch.library.custom_op("humanomni::attend", mutates_args=("keys_BKCH", "values_BKCH"))
 def _attend_split(
-    query_BNH: Tensor,
+    projected_SBW: Tensor,
+    projection_bias_W: Tensor | None,
+    cos_BH: Tensor,
+    sin_BH: Tensor,
     keys_BKCH: Tensor,
     values_BKCH: Tensor,
     slot: Tensor,
-    bias_BC: Tensor,
+    bias_B11C: Tensor,
     scaling: float,
+    heads: int,
     splits: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of ``splits`` parts of the positions: values by weight [splits, B, N, H], largest score and weights' sum [.., 1].
@@ -140,38 +157,56 @@ def _attend_split(
     Weights are those of scores less the part's largest.
     """
     rows, kv_heads, capacity, width = keys_BKCH.shape
-    group = query_BNH.shape[1] // kv_heads
-    sums, largest, totals = _parts(query_BNH, splits)
+    group = heads // kv_heads
+    sums, largest, totals = _empty_parts(projected_SBW, splits, rows, heads, width)
     _attend[(rows * kv_heads, splits)](
-        query_BNH,
+        projected_SBW.contiguous(),
+        projection_bias_W,
+        cos_BH.contiguous(),
+        sin_BH.contiguous(),
         keys_BKCH,
         values_BKCH,
         slot,
-        bias_BC,
+        bias_B11C,
         sums,
         largest,
         totals,
+        rows,
         capacity,
         kv_heads,
+        parts=len(projected_SBW),
+        biased=projection_bias_W is not None,
         scaling=scaling,
         group=group,
         padded_group=max(triton.next_power_of_2(group), _SMALLEST),
         width=width,
         block=_BLOCK_C,
         stages=_ATTENTION_STAGES,
-        **_launch(query_BNH),
+        **_launch(keys_BKCH),
     )
     return sums, largest, totals
 
 
 @_attend_split.register_fake
-def _(query_BNH: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _parts(query_BNH, splits=others[-1])
+def _(
+    projected_SBW: Tensor,
+    projection_bias_W: Tensor | None,
+    cos_BH: Tensor,
+    sin_BH: Tensor,
+    keys_BKCH: Tensor,
+    values_BKCH: Tensor,
+    slot: Tensor,
+    bias_B11C: Tensor,
+    scaling: float,
+    heads: int,
+    splits: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_parts(projected_SBW, splits, len(keys_BKCH), heads, keys_BKCH.shape[3])
 
 
-def _parts(query_BNH: Tensor, splits: int) -> tuple[Tensor, Tensor, Tensor]:
-    sums = query_BNH.new_empty(splits, *query_BNH.shape, dtype=torch.float32)
-    return sums, sums.new_empty(*sums.shape[:-1], 1), sums.new_empty(*sums.shape[:-1], 1)
+def _empty_parts(like: Tensor, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    sums = like.new_empty(shape, dtype=torch.float32)
+    return sums, sums.new_empty(*shape[:-1], 1), sums.new_empty(*shape[:-1], 1)
 
 
 def _is_half(tensor: Tensor) -> bool:
@@ -264,8 +299,22 @@ def _multiply_gated(
 
 
 @triton.jit
+def _summed(row, part_size, bias, at, mask, parts: tl.constexpr, biased: tl.constexpr, dtype: tl.constexpr):
+    """What stands ``at`` some places of a row that is in parts, rounded."""
+    total = tl.zeros(at.shape, tl.float32)
+    for part in tl.static_range(parts):
+        total += tl.load(row + part * part_size + at, mask=mask, other=0.0).to(tl.float32)
+    if biased:
+        total += tl.load(bias + at, mask=mask, other=0.0).to(tl.float32)
+    return total.to(dtype).to(tl.float32)
+
+
+@triton.jit
 def _attend(
-    query,
+    projected,
+    projection_bias,
+    cos,
+    sin,
     keys,
     values,
     slot,
@@ -273,8 +322,11 @@ def _attend(
     sums,
     largest,
     totals,
+    rows,
     capacity,
     kv_heads,
+    parts: tl.constexpr,
+    biased: tl.constexpr,
     scaling: tl.constexpr,
     group: tl.constexpr,
     padded_group: tl.constexpr,
@@ -283,35 +335,64 @@ def _attend(
     stages: tl.constexpr,
     follows: tl.constexpr,
 ):
-    """One program: the queries that share a key-value head of a row, over the positions of its split."""
+    """One program: the queries that share a key-value head of a row, over the positions of its split.
+
+    The program whose split the token's own position falls into also makes its key and value.
+    """
     row_head, split = tl.program_id(0), tl.program_id(1)
-    row = row_head // kv_heads
-    _follow(follows)
-    filled = tl.load(slot).to(tl.int32) + 1
-    each = tl.cdiv(tl.cdiv(filled, block), tl.num_programs(1)) * block
+    row, kv_head = row_head // kv_heads, row_head % kv_heads
+    dtype: tl.constexpr = keys.dtype.element_ty
+    row_width = kv_heads * (group + 2) * width
+    of_row, part_size = projected + row * row_width, rows * row_width
     member, in_width = tl.arange(0, padded_group), tl.arange(0, width)
-    is_member = member < group
-    head = row_head * group + member
-    of_query = tl.load(query + head[:, None] * width + in_width[None, :], mask=is_member[:, None], other=0.0)
+    partner = (in_width + width // 2) % width  # each place is turned with the one half a head away
+    is_member, is_place = (member < group)[:, None], in_width >= 0
+    head_at = ((kv_head * group + member) * width)[:, None]
+    _follow(follows)
+    cosine = tl.load(cos + row * width + in_width).to(tl.float32)
+    sine = tl.load(sin + row * width + in_width).to(tl.float32)
+    sine = tl.where(in_width < width // 2, -sine, sine)
+    places, partners = head_at + in_width[None, :], head_at + partner[None, :]
+    query = _summed(of_row, part_size, projection_bias, places, is_member, parts, biased, dtype)
+    turned = _summed(of_row, part_size, projection_bias, partners, is_member, parts, biased, dtype)
+    query = (query * cosine[None, :] + turned * sine[None, :]).to(dtype)
+    own = tl.load(slot).to(tl.int32)
+    each = tl.cdiv(tl.cdiv(own + 1, block), tl.num_programs(1)) * block
     cached = row_head.to(tl.int64) * capacity * width
     top = tl.full((padded_group,), float("-inf"), tl.float32)
     total = tl.zeros((padded_group,), tl.float32)
     summed = tl.zeros((padded_group, width), tl.float32)
-    for begin in tl.range(split * each, tl.minimum((split + 1) * each, filled), block, num_stages=stages):
+    for begin in tl.range(split * each, tl.minimum((split + 1) * each, own), block, num_stages=stages):
         position = begin + tl.arange(0, block)
-        inside = position < filled
+        inside = position < own
         at = cached + position[:, None] * width + in_width[None, :]
         key = tl.load(keys + at, mask=inside[:, None], other=0.0)
         value = tl.load(values + at, mask=inside[:, None], other=0.0)
         may_look = tl.load(bias + row * capacity + position, mask=inside, other=float("-inf"))
-        scores = tl.dot(of_query, tl.trans(key)) * scaling + may_look[None, :].to(tl.float32)
+        scores = tl.dot(query, tl.trans(key)) * scaling + may_look[None, :].to(tl.float32)
         higher = tl.maximum(top, tl.max(scores, axis=1))
         weights = tl.exp(scores - higher[:, None])
         shrink = tl.exp(top - higher)
         total = total * shrink + tl.sum(weights, axis=1)
         summed = tl.dot(weights.to(value.dtype), value, summed * shrink[:, None])
         top = higher
-    to = split * tl.num_programs(0) * group + head
-    tl.store(sums + to[:, None] * width + in_width[None, :], summed, mask=is_member[:, None])
-    tl.store(largest + to, top, mask=is_member)
-    tl.store(totals + to, total, mask=is_member)
+    if own // each == split:
+        key_at = (kv_heads * group + kv_head) * width
+        value_at = key_at + kv_heads * width + in_width
+        new = _summed(of_row, part_size, projection_bias, key_at + in_width, is_place, parts, biased, dtype)
+        new_turned = _summed(of_row, part_size, projection_bias, key_at + partner, is_place, parts, biased, dtype)
+        new_value = _summed(of_row, part_size, projection_bias, value_at, is_place, parts, biased, dtype)
+        new_key = (new * cosine + new_turned * sine).to(dtype)
+        tl.store(keys + cached + own * width + in_width, new_key)
+        tl.store(values + cached + own * width + in_width, new_value.to(dtype))
+        score = tl.sum(query.to(tl.float32) * new_key.to(tl.float32)[None, :], axis=1) * scaling
+        highest = tl.maximum(top, score)
+        weight = tl.exp(score - highest)
+        last_shrink = tl.exp(top - highest)
+        total = total * last_shrink + weight
+        summed = summed * last_shrink[:, None] + weight.to(dtype).to(tl.float32)[:, None] * new_value[None, :]
+        top = highest
+    to = (split * tl.num_programs(0) + row_head) * group + member
+    tl.store(sums + to[:, None] * width + in_width[None, :], summed, mask=is_member)
+    tl.store(largest + to, top, mask=member < group)
+    tl.store(totals + to, total, mask=member < group)

@@ -67,8 +67,8 @@ class DecodingLayers:
         self.head = _Product(self._modules[1], kernels)
         self.read: Callable[..., tuple[Tensor, Tensor, Tensor]] = _read
         self.read_last: Callable[..., tuple[Tensor, Tensor, Tensor]] = _read_last
-        self.enter: Callable[..., Tensor] = _enter
-        self.go_on: Callable[..., tuple[Tensor, Tensor]] = _go_on
+        self.enter: Callable[..., _Parts] = _enter
+        self.go_on: Callable[..., tuple[Tensor, _Parts]] = _go_on
         self.end: Callable[..., None] = _end
         if self.device.type == "cuda":
             self.read = torch.compile(_read, fullgraph=True, dynamic=True)
@@ -121,13 +121,34 @@ class _Product(nn.Module):
         return self._kernels if few else None
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        kernels = self.kernels_for(x_BSD)
-        if kernels is None:
+        if self.kernels_for(x_BSD) is None:
             return cast(Tensor, self.linear(x_BSD))
-        y_BD = kernels.multiply(x_BSD.squeeze(1), self.linear.weight)
-        if self.linear.bias is not None:
-            y_BD = y_BD + self.linear.bias
-        return cast(Tensor, y_BD.to(x_BSD.dtype).unsqueeze(1))
+        return self.parts(x_BSD).whole(x_BSD.dtype)
+
+    def parts(self, x_B1D: Tensor) -> "_Parts":
+        """The product as the kernel leaves it, for those who sum it as they read it."""
+        kernels = self.kernels_for(x_B1D)
+        if kernels is None:
+            return _Parts(self.linear(x_B1D).transpose(0, 1), None)
+        linear = cast(nn.Linear, self.linear)
+        return _Parts(kernels.multiply(x_B1D.squeeze(1), linear.weight), linear.bias)
+
+
+class _Parts(NamedTuple):
+    """A product of one token a row in parts of its inner dimension.
+
+    Attributes:
+        sums: [parts, B, N].
+        bias: [N], still to be added to their sum; None where there is none.
+    """
+
+    sums: Tensor
+    bias: Tensor | None
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """[B, 1, N]."""
+        y_BN = self.sums.sum(dim=0)
+        return (y_BN if self.bias is None else y_BN + self.bias).to(dtype).unsqueeze(1)
 
 
 class _Layer(nn.Module):
@@ -148,8 +169,11 @@ class _Layer(nn.Module):
 
     def before_attention(self, hidden_BSD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query [B, N, S, H], key and value [B, K, S, H], turned to their positions."""
-        projected = self.query_key_value(self.input_norm(hidden_BSD)).unflatten(2, (-1, self.head_width))
-        query, key, value = projected.transpose(1, 2).split(self.heads, dim=1)
+        return self._turned(self.query_key_value(self.input_norm(hidden_BSD)), cos, sin)
+
+    def _turned(self, projected_BSW: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        heads = projected_BSW.unflatten(2, (-1, self.head_width)).transpose(1, 2)
+        query, key, value = heads.split(self.heads, dim=1)
         return *apply_rotary_pos_emb(query, key, cos, sin), value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, may_look: Tensor | None) -> Tensor:
@@ -160,14 +184,18 @@ class _Layer(nn.Module):
         )
         return attended.transpose(1, 2).flatten(2)
 
-    def attend_to_cache(self, query_BN1H: Tensor, cache: LayerCache) -> Tensor:
-        """[B, 1, N * H]."""
-        keys, values, slot, bias = cache
-        if self._kernels is None or not self._kernels.can_attend(keys):
-            return self.attend(query_BN1H, keys, values, bias)
-        query_BNH = query_BN1H.squeeze(2).contiguous()
-        attended = self._kernels.attend(query_BNH, keys, values, slot, bias[:, 0, 0], self.scaling)
-        return cast(Tensor, attended.to(query_BNH.dtype).flatten(1).unsqueeze(1))
+    def attend_to_cache(
+        self, projected: _Parts, rotation: tuple[Tensor, Tensor], cache: LayerCache, dtype: torch.dtype
+    ) -> Tensor:
+        """[B, 1, N * H], of query, key and value in parts; writes key and value into the cache."""
+        if self._kernels is not None and self._kernels.can_attend(cache.keys):
+            cos_BH, sin_BH = (table.squeeze(1) for table in rotation)
+            attended_BNH = self._kernels.attend(*projected, cos_BH, sin_BH, *cache, self.scaling)
+            return cast(Tensor, attended_BNH.to(dtype).flatten(1).unsqueeze(1))
+        query, key, value = self._turned(projected.whole(dtype), *rotation)
+        cache.keys.index_copy_(2, cache.slot, key)
+        cache.values.index_copy_(2, cache.slot, value)
+        return self.attend(query, cache.keys, cache.values, cache.bias)
 
     def after_attention(self, hidden_BSD: Tensor, attended: Tensor) -> Tensor:
         """The layer's output [B, S, D]."""
@@ -200,31 +228,30 @@ def _read_last(
     return layer.after_attention(hidden_BPD[:, -1:], attended), key, value
 
 
-def _enter(layer: _Layer, cache: LayerCache, hidden_B1D: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """A layer on one token a row, up to its attention: the query; writes the keys and values into the cache."""
-    query, key, value = layer.before_attention(hidden_B1D, *rotation)
-    cache.keys.index_copy_(2, cache.slot, key)
-    cache.values.index_copy_(2, cache.slot, value)
-    return query
+def _enter(layer: _Layer, hidden_B1D: Tensor) -> _Parts:
+    """A layer on one token a row up to its attention: query, key and value."""
+    return layer.query_key_value.parts(layer.input_norm(hidden_B1D))
 
 
-def _leave(layer: _Layer, cache: LayerCache, hidden_B1D: Tensor, query: Tensor) -> Tensor:
+def _leave(
+    layer: _Layer, cache: LayerCache, hidden_B1D: Tensor, projected: _Parts, rotation: tuple[Tensor, Tensor]
+) -> Tensor:
     """The same layer from its attention on: its output."""
-    return layer.after_attention(hidden_B1D, layer.attend_to_cache(query, cache))
+    attended = layer.attend_to_cache(projected, rotation, cache, hidden_B1D.dtype)
+    return layer.after_attention(hidden_B1D, attended)
 
 
 def _go_on(
     layer: _Layer,
     cache: LayerCache,
     following: _Layer,
-    following_cache: LayerCache,
     hidden_B1D: Tensor,
-    query: Tensor,
+    projected: _Parts,
     rotation: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """From one layer's attention to the next one's: what ends a layer and begins another is compiled as one."""
-    hidden_B1D = _leave(layer, cache, hidden_B1D, query)
-    return hidden_B1D, _enter(following, following_cache, hidden_B1D, rotation)
+) -> tuple[Tensor, _Parts]:
+    """From one layer's attention to the next one's: what ends a layer and begins another becomes one kernel."""
+    hidden_B1D = _leave(layer, cache, hidden_B1D, projected, rotation)
+    return hidden_B1D, _enter(following, hidden_B1D)
 
 
 def _end(
@@ -233,11 +260,12 @@ def _end(
     norm: nn.Module,
     head: nn.Module,
     hidden_B1D: Tensor,
-    query: Tensor,
+    projected: _Parts,
+    rotation: tuple[Tensor, Tensor],
     logits_BV: Tensor,
 ) -> None:
     """From the last layer's attention to the logits, which it writes, rounded as the head's are."""
-    logits_BV.copy_(head(norm(_leave(layer, cache, hidden_B1D, query))).squeeze(1))
+    logits_BV.copy_(head(norm(_leave(layer, cache, hidden_B1D, projected, rotation))).squeeze(1))
 
 
 class _InTurn(nn.ModuleList):

@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 decoding_kernels = pytest.importorskip("humanomni.decoding_kernels", reason="needs Triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,7 +33,7 @@ def test_products_of_few_rows(rows: int, n: int, k: int, dtype: torch.dtype) -> 
     x, weight = (torch.randn(*size, dtype=dtype, device=DEVICE) for size in ((rows, k), (n, k)))
     assert decoding_kernels.can_multiply(weight)
     product = decoding_kernels.multiply(x, weight)
-    torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(product.sum(dim=0).double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-3)
     assert torch.equal(product, decoding_kernels.multiply(x, weight))
     assert torch.equal(product, decoding_kernels.multiply(x.T.contiguous().T, weight))
 
@@ -58,29 +59,49 @@ def test_what_the_products_do_not_take(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "heads", "kv_heads", "capacity", "width", "filled"),
-    [(2, 14, 2, 640, 64, 500), (3, 28, 4, 256, 128, 10), (1, 4, 4, 128, 16, 128), (70, 8, 4, 128, 16, 100)],
-    ids=["split", "splits without a position", "whole cache", "not split"],
+    [(2, 14, 2, 640, 64, 500), (3, 28, 4, 256, 128, 10), (1, 4, 4, 128, 32, 127), (70, 8, 4, 128, 32, 64)],
+    ids=["split", "splits without a position", "whole cache", "not split, alone in its block"],
 )
+@pytest.mark.parametrize("parts", [1, 3], ids=["whole", "in parts"])
 def test_attention_over_the_cache(
-    rows: int, heads: int, kv_heads: int, capacity: int, width: int, filled: int, dtype: torch.dtype
+    rows: int, heads: int, kv_heads: int, capacity: int, width: int, filled: int, parts: int, dtype: torch.dtype
 ) -> None:
     """Prompts are padded to the left, and what lies beyond the slot is left of an earlier batch."""
-    query = torch.randn(rows, heads, width, dtype=dtype, device=DEVICE)
-    keys, values = torch.randn(2, rows, kv_heads, capacity, width, dtype=dtype, device=DEVICE)
-    bias = torch.full((rows, capacity), torch.finfo(dtype).min, dtype=dtype, device=DEVICE)
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(*size, dtype=dtype, device=DEVICE)
+
+    projected, projection_bias = random(parts, rows, (heads + 2 * kv_heads) * width), None
+    if parts > 1:
+        projected, projection_bias = projected.float(), random((heads + 2 * kv_heads) * width)
+    angles = 6 * torch.rand(rows, width // 2, device=DEVICE).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    keys, values = random(rows, kv_heads, capacity, width), random(rows, kv_heads, capacity, width)
+    bias = torch.full((rows, 1, 1, capacity), torch.finfo(dtype).min, dtype=dtype, device=DEVICE)
     for row in range(rows):
-        bias[row, min(7 * row, filled - 1) : filled] = 0
-    slot = torch.tensor([filled - 1], device=DEVICE)
-    assert decoding_kernels.can_attend(keys)
-    attended = decoding_kernels.attend(query, keys, values, slot, bias, width**-0.5)
+        bias[row, ..., min(7 * row, filled) : filled + 1] = 0
+
+    whole = projected.float().sum(dim=0) + (0 if projection_bias is None else projection_bias)
+    of_heads = whole.to(dtype).view(rows, 1, -1, width).transpose(1, 2).float()
+    query, key, value = of_heads.split([heads, kv_heads, kv_heads], dim=1)
+    query, key = apply_rotary_pos_emb(query, key, cos[:, None].float(), sin[:, None].float())
+    new_keys, new_values = keys.clone(), values.clone()
+    new_keys[:, :, filled], new_values[:, :, filled] = key.squeeze(2).to(dtype), value.squeeze(2).to(dtype)
     expected = F.scaled_dot_product_attention(
-        query.double().unsqueeze(2),
-        keys.double(),
-        values.double(),
-        attn_mask=bias.double()[:, None, None],
+        query.to(dtype).double(),
+        new_keys.double(),
+        new_values.double(),
+        attn_mask=bias.double(),
         scale=width**-0.5,
         enable_gqa=True,
     ).squeeze(2)
+
+    assert decoding_kernels.can_attend(keys)
+    token, slot = (projected, projection_bias, cos, sin), torch.tensor([filled], device=DEVICE)
+    attended, again = (decoding_kernels.attend(*token, keys, values, slot, bias, width**-0.5) for _ in range(2))
     # The weights are rounded to the values' precision before they are summed.
     torch.testing.assert_close(attended.double(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
-    assert torch.equal(attended, decoding_kernels.attend(query, keys, values, slot, bias, width**-0.5))
+    assert torch.equal(attended, again)
+    eps = torch.finfo(dtype).eps  # the key was summed and turned in another order
+    torch.testing.assert_close(keys, new_keys, rtol=2 * eps, atol=2 * eps)
+    torch.testing.assert_close(values, new_values, rtol=2 * eps, atol=2 * eps)
