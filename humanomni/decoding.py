@@ -1,8 +1,8 @@
-"""Decoding of a batch over a cache of fixed size: on a GPU, a step is compiled once a layer and replayed as one graph.
+"""Decoding of a batch over a cache of fixed size: on a GPU, a step is captured once and replayed as one graph.
 
 transformers' loop launches each of a step's thousand kernels from Python, some 25 ms a token whatever the model's size.
 Here a step's shapes and addresses never change, so a CUDA graph replays it; sampling stays outside, with transformers'
-own processors. One layer is compiled and serves all: seconds, not the half minute that a whole model takes.
+own processors.
 
 Shape suffixes are those of :mod:`humanomni.decoding_layers`.
 """
@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from humanomni.decoding_layers import DecodingLayers, LayerCache
+from humanomni.decoding_layers import DecodingLayers
+from humanomni.decoding_step import LayerCache, step
 
 _MOST_SIZES = 256  # that a process compiles its steps for; at dynamo's own limit, 8, the ninth is an error
 _CAPACITY_STEP = 128  # prompts of about one length share a cache and its graph
@@ -42,12 +42,11 @@ class Decoder:
         self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self._positions = torch.zeros(rows, dtype=torch.long, device=device)
         self._slot = torch.zeros(1, dtype=torch.long, device=device)
-        self._logits = torch.zeros(rows, config.vocab_size, device=device, dtype=torch.float32)
         shape = (rows, config.num_key_value_heads, self.capacity, layers.layers[0].head_width)
-        # Each in memory of its own, for torch's compiler: a step's part reads one layer's and writes the next one's.
         empty = partial(torch.zeros, shape, dtype=dtype, device=device)
         self._caches = [LayerCache(empty(), empty(), self._slot, self._bias) for _ in layers.layers]
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._logits: Tensor | None = None  # of the latest step; a graph writes them to the same address every time
 
     def fits(self, layers: DecodingLayers, rows: int, positions: int) -> bool:
         """Whether this decoder can take a batch of these sizes with these layers."""
@@ -72,7 +71,7 @@ class Decoder:
             hidden_B1D, keys_BKPH, values_BKPH = layers.read_last(last, hidden_BPD, *rotation, mask_BP.bool())
             self._keep(len(earlier), keys_BKPH, values_BKPH, copies)
             self._start(mask_BP, copies)
-            logits_BV = layers.head(layers.language_model.norm(hidden_B1D)).squeeze(1)
+            logits_BV = layers.head(layers.norm(hidden_B1D)).squeeze(1)
             return logits_BV.float().repeat_interleave(copies, dim=0)
 
     def adopt(self, cache: Cache, mask_BP: Tensor, copies: int) -> None:
@@ -118,8 +117,8 @@ class Decoder:
             if self._graph:
                 self._graph.replay()
             else:
-                self._run()
-        return self._logits[:rows]
+                self._logits = self._run()
+        return cast(Tensor, self._logits)[:rows]
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         """The step; with the prompts, because dynamo lets no thread run what is compiled while another compiles."""
@@ -134,24 +133,20 @@ class Decoder:
         graph = torch.cuda.CUDAGraph()
         # A stream of this device, which the one that torch would take need not be. Another thread may read prompts.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            self._run()
+            self._logits = self._run()
         for tensor, value in zip((self._positions, self._slot, self._bias), state, strict=True):
             tensor.copy_(value)
         return graph
 
-    def _run(self) -> None:
-        """One step, in place; no look at a value, so that it can be captured."""
-        layers = self.layers
+    def _run(self) -> Tensor:
+        """One step; no look at a value, so that it can be captured."""
+        model = self.layers.language_model
         self._positions.add_(1)
         self._slot.add_(1)
         self._bias.index_fill_(3, self._slot, 0)
-        hidden_B1D = layers.language_model.embed_tokens(self._tokens).unsqueeze(1)
-        rotation = layers.language_model.rotary_emb(hidden_B1D, self._positions.unsqueeze(1))
-        query = layers.enter(layers.layers[0], self._caches[0], hidden_B1D, rotation)
-        for one, following in pairwise(zip(layers.layers, self._caches, strict=True)):
-            hidden_B1D, query = layers.go_on(*one, *following, hidden_B1D, query, rotation)
-        norm = layers.language_model.norm
-        layers.end(layers.layers[-1], self._caches[-1], norm, layers.head, hidden_B1D, query, self._logits)
+        hidden_BD = model.embed_tokens(self._tokens)
+        cos_B1H, sin_B1H = model.rotary_emb(hidden_BD, self._positions.unsqueeze(1))
+        return step(self.layers, self._caches, hidden_BD, (cos_B1H.squeeze(1), sin_B1H.squeeze(1)))
 
 
 def _positions(mask_BP: Tensor) -> Tensor:

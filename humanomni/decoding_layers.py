@@ -6,9 +6,8 @@ K key-value heads, H head width, D model width.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +15,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import Qwen2Model
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
-
-
-class LayerCache(NamedTuple):
-    """A layer's part of a decoder's cache.
-
-    Attributes:
-        keys, values: [B, K, C, H].
-        slot: [1], where the last token of each row stands; nothing beyond it is looked at.
-        bias: [B, 1, 1, C], added to the scores: 0 where a row may look, which is nowhere beyond the slot.
-    """
-
-    keys: Tensor
-    values: Tensor
-    slot: Tensor
-    bias: Tensor
 
 
 class DecodingLayers:
@@ -45,9 +29,10 @@ class DecodingLayers:
             the whole.
 
     Attributes:
+        layers, norm, head: of the language model, as decoding runs them.
         read: one layer on whole prompts, :func:`_read`; on a GPU compiled, once for all layers.
         read_last: the last layer likewise, :func:`_read_last`.
-        enter, go_on, end: a step, on one token a row: :func:`_enter`, :func:`_go_on` and :func:`_end`; likewise.
+        kernels: :mod:`humanomni.decoding_kernels` on a GPU, otherwise None.
     """
 
     def __init__(self, language_model: Qwen2Model, lm_head: nn.Linear, dtype: torch.dtype) -> None:
@@ -62,21 +47,14 @@ class DecodingLayers:
         else:
             self._modules = self._source
         self.language_model = cast(Any, self._modules[0])
-        kernels = _kernels() if self.device.type == "cuda" else None
-        self.layers = [_Layer(layer, kernels) for layer in self.language_model.layers]
-        self.head = _Product(self._modules[1], kernels)
+        self.kernels = _kernels() if self.device.type == "cuda" else None
+        self.layers = [Layer(layer) for layer in self.language_model.layers]
+        self.norm, self.head = self.language_model.norm, self._modules[1]
         self.read: Callable[..., tuple[Tensor, Tensor, Tensor]] = _read
         self.read_last: Callable[..., tuple[Tensor, Tensor, Tensor]] = _read_last
-        self.enter: Callable[..., Tensor] = _enter
-        self.go_on: Callable[..., tuple[Tensor, Tensor]] = _go_on
-        self.end: Callable[..., None] = _end
         if self.device.type == "cuda":
             self.read = torch.compile(_read, fullgraph=True, dynamic=True)
             self.read_last = torch.compile(_read_last, fullgraph=True, dynamic=True)
-            # As `decoding_kernels` has it, a step's kernels do not wait to be launched until the one before has ended.
-            options: dict[str, Any] = {"triton.enable_pdl": True}
-            compiled = partial(torch.compile, fullgraph=True, dynamic=False, options=options)
-            self.enter, self.go_on, self.end = compiled(_enter), compiled(_go_on), compiled(_end)
 
     def serve(self, lm_head: nn.Linear, dtype: torch.dtype) -> bool:
         """Whether these are the layers of this model and precision."""
@@ -101,50 +79,21 @@ def _kernels() -> ModuleType:
     return decoding_kernels
 
 
-class _Product(nn.Module):
-    """A linear layer; on one token a row it goes through the kernel for few rows, where that takes its weight.
-
-    Args:
-        kernels: :mod:`humanomni.decoding_kernels` on a GPU.
-    """
-
-    def __init__(self, linear: nn.Module, kernels: ModuleType | None) -> None:
-        super().__init__()
-        self.linear = linear
-        # A quantised layer's weight is not what it multiplies by.
-        plain = type(linear) is nn.Linear
-        self._kernels = kernels if kernels and plain and kernels.can_multiply(linear.weight) else None
-
-    def kernels_for(self, x_BSD: Tensor) -> ModuleType | None:
-        """Those that multiply such an input by this weight, if any do."""
-        few = x_BSD.shape[1] == 1 and self._kernels is not None and len(x_BSD) <= self._kernels.MOST_ROWS
-        return self._kernels if few else None
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        kernels = self.kernels_for(x_BSD)
-        if kernels is None:
-            return cast(Tensor, self.linear(x_BSD))
-        y_BD = kernels.multiply(x_BSD.squeeze(1), self.linear.weight)
-        if self.linear.bias is not None:
-            y_BD = y_BD + self.linear.bias
-        return cast(Tensor, y_BD.to(x_BSD.dtype).unsqueeze(1))
-
-
-class _Layer(nn.Module):
+class Layer(nn.Module):
     """A Qwen2 layer around its attention; products of the same input are one product where their weights can be."""
 
-    def __init__(self, layer: Any, kernels: ModuleType | None) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.head_width, self.scaling = attention.head_dim, attention.scaling
         self.input_norm, self.post_attention_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self.query_key_value = _Product(_side_by_side([attention.q_proj, attention.k_proj, attention.v_proj]), kernels)
-        self.output = _Product(attention.o_proj, kernels)
-        self.gate_up = _Product(_side_by_side([mlp.gate_proj, mlp.up_proj]), kernels)
-        self.activation, self.down = mlp.act_fn, _Product(mlp.down_proj, kernels)
+        self.query_key_value = _side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.output = attention.o_proj
+        self.gate_up = _side_by_side([mlp.gate_proj, mlp.up_proj])
+        self.activation, self.down = mlp.act_fn, mlp.down_proj
         config = attention.config
+        self.is_swiglu = config.hidden_act == "silu"
         self.heads = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads]
-        self._kernels = kernels
 
     def before_attention(self, hidden_BSD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query [B, N, S, H], key and value [B, K, S, H], turned to their positions."""
@@ -160,31 +109,19 @@ class _Layer(nn.Module):
         )
         return attended.transpose(1, 2).flatten(2)
 
-    def attend_to_cache(self, query_BN1H: Tensor, cache: LayerCache) -> Tensor:
-        """[B, 1, N * H]."""
-        keys, values, slot, bias = cache
-        if self._kernels is None or not self._kernels.can_attend(keys):
-            return self.attend(query_BN1H, keys, values, bias)
-        query_BNH = query_BN1H.squeeze(2).contiguous()
-        attended = self._kernels.attend(query_BNH, keys, values, slot, bias[:, 0, 0], self.scaling)
-        return cast(Tensor, attended.to(query_BNH.dtype).flatten(1).unsqueeze(1))
-
     def after_attention(self, hidden_BSD: Tensor, attended: Tensor) -> Tensor:
         """The layer's output [B, S, D]."""
         hidden_BSD = hidden_BSD + self.output(attended)
-        return hidden_BSD + self.down(self._gated(self.post_attention_norm(hidden_BSD)))
+        return hidden_BSD + self.down(self.gated(self.post_attention_norm(hidden_BSD)))
 
-    def _gated(self, x_BSD: Tensor) -> Tensor:
+    def gated(self, x_BSD: Tensor) -> Tensor:
         """activation(gate) * up."""
-        kernels = self.gate_up.kernels_for(x_BSD)
-        if kernels is not None and isinstance(self.activation, nn.SiLU):
-            return cast(Tensor, kernels.multiply_gated(x_BSD.squeeze(1), self.gate_up.linear.weight).unsqueeze(1))
         gate, up = self.gate_up(x_BSD).chunk(2, dim=-1)
         return cast(Tensor, self.activation(gate) * up)
 
 
 def _read(
-    layer: _Layer, hidden_BPD: Tensor, cos: Tensor, sin: Tensor, may_look: Tensor | None
+    layer: Layer, hidden_BPD: Tensor, cos: Tensor, sin: Tensor, may_look: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer on whole prompts; also their keys and values [B, K, P, H]."""
     query, key, value = layer.before_attention(hidden_BPD, cos, sin)
@@ -192,52 +129,12 @@ def _read(
 
 
 def _read_last(
-    layer: _Layer, hidden_BPD: Tensor, cos: Tensor, sin: Tensor, mask_BP: Tensor
+    layer: Layer, hidden_BPD: Tensor, cos: Tensor, sin: Tensor, mask_BP: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The last layer on whole prompts: output [B, 1, D] of the last position alone, keys and values of all."""
     query, key, value = layer.before_attention(hidden_BPD, cos, sin)
     attended = layer.attend(query[:, :, -1:], key, value, mask_BP[:, None, None])
     return layer.after_attention(hidden_BPD[:, -1:], attended), key, value
-
-
-def _enter(layer: _Layer, cache: LayerCache, hidden_B1D: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """A layer on one token a row, up to its attention: the query; writes the keys and values into the cache."""
-    query, key, value = layer.before_attention(hidden_B1D, *rotation)
-    cache.keys.index_copy_(2, cache.slot, key)
-    cache.values.index_copy_(2, cache.slot, value)
-    return query
-
-
-def _leave(layer: _Layer, cache: LayerCache, hidden_B1D: Tensor, query: Tensor) -> Tensor:
-    """The same layer from its attention on: its output."""
-    return layer.after_attention(hidden_B1D, layer.attend_to_cache(query, cache))
-
-
-def _go_on(
-    layer: _Layer,
-    cache: LayerCache,
-    following: _Layer,
-    following_cache: LayerCache,
-    hidden_B1D: Tensor,
-    query: Tensor,
-    rotation: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """From one layer's attention to the next one's: what ends a layer and begins another is compiled as one."""
-    hidden_B1D = _leave(layer, cache, hidden_B1D, query)
-    return hidden_B1D, _enter(following, following_cache, hidden_B1D, rotation)
-
-
-def _end(
-    layer: _Layer,
-    cache: LayerCache,
-    norm: nn.Module,
-    head: nn.Module,
-    hidden_B1D: Tensor,
-    query: Tensor,
-    logits_BV: Tensor,
-) -> None:
-    """From the last layer's attention to the logits, which it writes, rounded as the head's are."""
-    logits_BV.copy_(head(norm(_leave(layer, cache, hidden_B1D, query))).squeeze(1))
 
 
 class _InTurn(nn.ModuleList):

@@ -2,14 +2,18 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
 from transformers import GenerationMixin, Qwen2Config, Qwen2ForCausalLM
 
+from humanomni import decoding_step
 from humanomni.decoding import Decoder
 from humanomni.decoding_layers import DecodingLayers
+from humanomni.decoding_step import attend_by_torch
 from humanomni.modeling import HumanOmniForConditionalGeneration, HumanOmniModel
 from humanomni.processing import HumanOmniProcessor
 from humanomni.training.lora import add_adapter
@@ -179,7 +183,7 @@ def test_weights_laid_side_by_side_are_still_the_models(
 
 
 @torch.no_grad()
-def test_one_compiled_layer_serves_all() -> None:
+def test_one_compiled_layer_serves_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU a compiled part takes seconds, and there are dozens of layers."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -194,7 +198,53 @@ def test_one_compiled_layer_serves_all() -> None:
 
     expected = logits()
     compiler = CompileCounterWithBackend("aot_eager")
-    for part in ("enter", "go_on", "end"):
-        setattr(layers, part, torch.compile(getattr(layers, part), fullgraph=True, dynamic=False, backend=compiler))
+    for part in ("_through_layer", "_to_logits"):
+        compiled = torch.compile(getattr(decoding_step, part), fullgraph=True, dynamic=False, backend=compiler)
+        monkeypatch.setattr(decoding_step, part, compiled)
     torch.testing.assert_close(logits(), expected)
-    assert compiler.frame_count == 3
+    assert compiler.frame_count == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_step_by_kernels_is_a_step(trained: bool) -> None:
+    """With what the kernels compute done by torch; of trained weights, query, key and value are products of their own.
+
+    The kernels themselves: test_decoding_kernels.py.
+    """
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=64, num_hidden_layers=3, **sizes)).eval().requires_grad_(trained)
+    layers = DecodingLayers(model.model, model.lm_head, torch.float32)
+    tokens, mask = torch.randint(64, (3, 12)), torch.ones(3, 8, dtype=torch.long)
+    mask[0, :5] = 0
+
+    def logits() -> torch.Tensor:
+        decoder = Decoder(layers, rows=3, positions=12)
+        decoder.prefill(model.model.embed_tokens(tokens[:, :8]), mask, copies=1)
+        return torch.stack([decoder.step(step).clone() for step in tokens[:, 8:].T])
+
+    def multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        halves = zip(x.chunk(2, dim=1), weight.chunk(2, dim=1), strict=True)
+        return torch.stack([part @ of_weight.T for part, of_weight in halves])
+
+    def multiply_gated(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        gate, up = (x @ weight.T).chunk(2, dim=1)
+        return F.silu(gate) * up
+
+    def add_normed(hidden: torch.Tensor, product: Any, bias: Any, gain: torch.Tensor, eps: float) -> Any:
+        assert bias is None
+        added = hidden if product is None else hidden + product.sum(dim=0)
+        return added, F.rms_norm(added, gain.shape, gain, eps)
+
+    expected = logits()
+    kernels = mock.Mock(can_step=lambda rows, _: rows == 3, can_multiply=lambda weight: weight.shape[0] >= 32)
+    for function in (multiply, multiply_gated, add_normed, attend_by_torch):
+        setattr(kernels, function.__name__.removesuffix("_by_torch"), mock.Mock(wraps=function))
+    layers.kernels = kernels
+    torch.testing.assert_close(logits(), expected)
+    steps, depth, gated = 4, 3, 0 if trained else 1
+    products = 2 if trained else 3  # of a layer: output, down, and all of attention's where they are one
+    assert kernels.multiply_gated.call_count == gated * depth * steps
+    assert kernels.multiply.call_count == (products * depth + 1) * steps
+    assert kernels.attend.call_count == depth * steps
