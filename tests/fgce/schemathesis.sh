@@ -4,18 +4,13 @@
 #   bash tests/fgce/schemathesis.sh          a minute, the first time a quarter more for 10 MB of packages
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# shellcheck source=tests/own_environment.sh
+source tests/own_environment.sh
 BASE=$(realpath "${VENV:-.venv}")
 ENVIRONMENT=${SCHEMATHESIS_VENV:-build/schemathesis}
 SECONDS_AT_MOST=45
 
-if [ ! -e "$ENVIRONMENT/.installed" ]; then
-    "$BASE/bin/python" -m venv "$ENVIRONMENT"
-    packages() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
-    packages "$BASE" > "$(packages "$(realpath "$ENVIRONMENT")")/project.pth"
-    "$ENVIRONMENT/bin/pip" install --quiet --no-deps -r tests/fgce/schemathesis_needs.txt
-    touch "$ENVIRONMENT/.installed"
-fi
-
+own_environment "$ENVIRONMENT" tests/fgce/schemathesis_needs.txt
 LOG=$(mktemp)
 "$BASE/bin/python" -m fgce serve --config configs/fgce/lexicon.yaml --port 0 2> "$LOG" &
 SERVER=$!
