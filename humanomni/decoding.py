@@ -42,11 +42,19 @@ class Decoder:
         self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self._positions = torch.zeros(rows, dtype=torch.long, device=device)
         self._slot = torch.zeros(1, dtype=torch.long, device=device)
+        self._cos_CH, self._sin_CH = self._rotations()
         shape = (rows, config.num_key_value_heads, self.capacity, layers.layers[0].head_width)
         empty = partial(torch.zeros, shape, dtype=dtype, device=device)
         self._caches = [LayerCache(empty(), empty(), self._slot, self._bias) for _ in layers.layers]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: Tensor | None = None  # of the latest step; a graph writes them to the same address every time
+
+    def _rotations(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [C, H] of every position that a token may have."""
+        positions_1C = torch.arange(self.capacity, device=self.layers.device).unsqueeze(0)
+        like = torch.empty(0, dtype=self.layers.dtype, device=self.layers.device)
+        cos_1CH, sin_1CH = self.layers.language_model.rotary_emb(like, positions_1C)
+        return cos_1CH.squeeze(0), sin_1CH.squeeze(0)
 
     def fits(self, layers: DecodingLayers, rows: int, positions: int) -> bool:
         """Whether this decoder can take a batch of these sizes with these layers."""
@@ -104,6 +112,7 @@ class Decoder:
         self._bias.fill_(torch.finfo(self._bias.dtype).min)
         seen_BP = mask_BP.bool().repeat_interleave(copies, dim=0)
         self._bias[:rows, 0, 0, :length].masked_fill_(seen_BP, 0)
+        self._positions.zero_()  # also of rows that this batch does not use, which take part in its steps
         self._positions[:rows] = _positions(mask_BP)[:, -1].repeat_interleave(copies)
         self._slot.fill_(length - 1)
         if self._graph is None and self._slot.is_cuda:
@@ -140,13 +149,12 @@ class Decoder:
 
     def _run(self) -> Tensor:
         """One step; no look at a value, so that it can be captured."""
-        model = self.layers.language_model
         self._positions.add_(1)
         self._slot.add_(1)
         self._bias.index_fill_(3, self._slot, 0)
-        hidden_BD = model.embed_tokens(self._tokens)
-        cos_B1H, sin_B1H = model.rotary_emb(hidden_BD, self._positions.unsqueeze(1))
-        return step(self.layers, self._caches, hidden_BD, (cos_B1H.squeeze(1), sin_B1H.squeeze(1)))
+        hidden_BD = self.layers.language_model.embed_tokens(self._tokens)
+        rotation = self._cos_CH.index_select(0, self._positions), self._sin_CH.index_select(0, self._positions)
+        return step(self.layers, self._caches, hidden_BD, rotation)
 
 
 def _positions(mask_BP: Tensor) -> Tensor:

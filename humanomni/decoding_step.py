@@ -134,7 +134,7 @@ class _Product(NamedTuple):
 
     def whole(self, dtype: torch.dtype) -> Tensor:
         """[B, N]."""
-        whole_BN = self.parts.sum(dim=0)
+        whole_BN = self.parts.sum(dim=0) if len(self.parts) > 1 else self.parts.squeeze(0)
         return (whole_BN if self.bias is None else whole_BN + self.bias).to(dtype)
 
 

@@ -24,6 +24,7 @@ from humanomni.decoding import Decoder, ReadPrompts
 from humanomni.decoding_layers import DecodingLayers
 from humanomni.late_look import LateLook
 from humanomni.projector import ThreeBranchProjector, mlp
+from humanomni.token_rules import Ending, scoring
 from humanomni.towers import VisionTower, audio_tower, encode_audio, encode_frames, vision_tower
 
 # Inputs that only the prefill reads. `*_features` are tower outputs, which may stand in for the towers' inputs, so that
@@ -412,13 +413,13 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
             read = self.read_prompts(prompts, mask, stopping_criteria.max_length, copies, **media)
         decoder, logits = read.decoder, read.logits
         rows, length = input_ids.shape
-        look = LateLook(rows, input_ids.device)
+        score, ending, look = scoring(logits_processor), Ending(stopping_criteria), LateLook(rows, input_ids.device)
         with self._given_back(decoder), torch.autocast(input_ids.device.type, enabled=False):
             ids = input_ids.new_zeros(rows, stopping_criteria.max_length)
             ids[:, :length] = input_ids
             going_on = torch.ones(rows, dtype=torch.bool, device=input_ids.device)
             while True:
-                scores = logits_processor(ids[:, :length], logits)
+                scores = score(ids[:, :length], logits)
                 if generation_config.do_sample:
                     # torch.multinomial's own way to draw one, without its check, which would wait for the GPU.
                     probabilities = scores.softmax(dim=-1)
@@ -429,7 +430,7 @@ class HumanOmniForConditionalGeneration(HumanOmniPreTrainedModel, GenerationMixi
                     tokens = tokens.where(going_on, generation_config._pad_token_tensor)
                 ids[:, length] = tokens
                 length += 1
-                going_on &= ~stopping_criteria(ids[:, :length], None)
+                ending.strike_out(going_on, ids[:, :length])
                 if length == ids.shape[1] or not look.any_goes_on(going_on):
                     break
                 logits = decoder.step(tokens)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationMixin, Qwen2Config, Qwen2ForCausalLM
 
 from humanomni import decoding_step
@@ -58,8 +59,11 @@ def by_the_library(model: Any, inputs: dict[str, torch.Tensor], monkeypatch: pyt
         GREEDY,
         GREEDY | {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
         {"do_sample": True, "max_new_tokens": 40, "top_k": 20, "top_p": 0.9, "temperature": 1.2},
+        GREEDY | {"eos_token_id": list(range(2, 500, 5)), "min_new_tokens": 3},
+        GREEDY | {"stopping_criteria": [lambda ids, _: ids[:, -1] % 3 == 0]},
+        GREEDY | {"suppress_tokens": list(range(100, 700))},
     ],
-    ids=["greedy", "greedy with history", "sampled"],
+    ids=["greedy", "greedy with history", "sampled", "many end tokens", "a criterion of the user's", "few words"],
 )
 def test_the_tokens_are_those_of_the_library(
     model: HumanOmniForConditionalGeneration,
@@ -71,6 +75,35 @@ def test_the_tokens_are_those_of_the_library(
     expected = by_the_library(model, inputs, monkeypatch, **settings)
     torch.manual_seed(0)
     assert torch.equal(model.generate(**inputs, **settings), expected)
+
+
+def test_a_greedy_choice_takes_few_kernels(
+    model: HumanOmniForConditionalGeneration, processor: HumanOmniProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each costs a GPU some microseconds, and a step of the smaller model takes a thousand."""
+    chosen: list[list[str]] = []  # of each token, from one step's logits to the next step
+    kernels: list[str] | None = None
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if kernels is not None and not function.is_view:
+                kernels.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    def step(decoder: Decoder, tokens: torch.Tensor, take: Any = Decoder.step) -> torch.Tensor:
+        nonlocal kernels
+        if kernels is not None:
+            chosen.append(kernels)
+        kernels = None
+        logits = take(decoder, tokens)
+        kernels = []
+        return logits
+
+    monkeypatch.setattr(Decoder, "step", step)
+    model.generation_config.suppress_tokens = [5, 6]
+    with Watch():
+        model.generate(**batch(processor, QUESTIONS), **GREEDY)
+    assert 0 < max(len(names) for names in chosen) <= 10, chosen[0]
 
 
 def test_an_adapter_is_worn_in_decoding_as_it_is_now(
