@@ -47,7 +47,7 @@ def step(layers: DecodingLayers, caches: Sequence[LayerCache], hidden_BD: Tensor
     if kernels is None:  # not on a GPU
         through_layer, to_logits, attend = _through_layer, _to_logits, attend_by_torch
     elif kernels.can_step(len(hidden_BD), keys):
-        return step_by_kernels(kernels, layers, caches, hidden_BD, rotation)
+        return _step_by_kernels(kernels, layers, caches, hidden_BD, rotation)
     else:
         through_layer, to_logits = _compiled()
         attend = torch.ops.humanomni.attend if kernels.can_attend(keys) else attend_by_torch
@@ -101,7 +101,7 @@ def attend_by_torch(
     return attended.flatten(1)
 
 
-def step_by_kernels(
+def _step_by_kernels(
     kernels: ModuleType,
     layers: DecodingLayers,
     caches: Sequence[LayerCache],
@@ -145,7 +145,7 @@ def _multiply(kernels: ModuleType, linear: nn.Module, x_BD: Tensor) -> _Product:
 
 
 def _gated(kernels: ModuleType, layer: Layer, x_BD: Tensor) -> Tensor:
-    if not (layer.is_swiglu and _is_for(kernels, layer.gate_up)):
+    if not (layer.is_swiglu and _is_for(kernels, layer.gate_up) and layer.gate_up.bias is None):
         return layer.gated(x_BD)
     return cast(Tensor, kernels.multiply_gated(x_BD, layer.gate_up.weight))
 
