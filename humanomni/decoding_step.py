@@ -13,8 +13,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from humanomni.decoding_layers import DecodingLayers, Layer
 
@@ -44,15 +42,12 @@ def step(layers: DecodingLayers, caches: Sequence[LayerCache], hidden_BD: Tensor
         rotation: cosines and sines of their positions, [B, H] each.
     """
     kernels, keys = layers.kernels, caches[0].keys
-    if kernels is None:  # not on a GPU
-        through_layer, to_logits, attend = _through_layer, _to_logits, attend_by_torch
-    elif kernels.can_step(len(hidden_BD), keys):
+    if kernels is not None and kernels.can_step(len(hidden_BD), keys):
         return _step_by_kernels(kernels, layers, caches, hidden_BD, rotation)
-    else:
-        through_layer, to_logits = _compiled()
-        attend = torch.ops.humanomni.attend if kernels.can_attend(keys) else attend_by_torch
+    through_layer, to_logits = (_through_layer, _to_logits) if kernels is None else _compiled()
+    attend = torch.ops.humanomni.attend if kernels is not None and kernels.can_attend(keys) else None
     for layer, layer_cache in zip(layers.layers, caches, strict=True):
-        hidden_BD = through_layer(layer, attend, layer_cache, hidden_BD, rotation)
+        hidden_BD = through_layer(layer, layer_cache, hidden_BD, rotation, attend)
     return to_logits(layers.norm, layers.head, hidden_BD)
 
 
@@ -63,42 +58,27 @@ def _compiled() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
 
 
 def _through_layer(
-    layer: Layer, attend: Callable[..., Tensor], layer_cache: LayerCache, hidden_BD: Tensor, rotation: Rotation
+    layer: Layer,
+    layer_cache: LayerCache,
+    hidden_BD: Tensor,
+    rotation: Rotation,
+    attend: Callable[..., Tensor] | None,
 ) -> Tensor:
-    projected_BW = layer.query_key_value(layer.input_norm(hidden_BD))
-    attended_BW = attend(projected_BW.unsqueeze(0), None, *rotation, *layer_cache, layer.scaling)
-    return layer.after_attention(hidden_BD, attended_BW)
+    """The layer's output [B, D]; ``attend`` is :func:`humanomni.decoding_kernels.attend` where that takes the cache."""
+    if attend is not None:
+        projected_BW = layer.query_key_value(layer.input_norm(hidden_BD))
+        attended_BW = attend(projected_BW.unsqueeze(0), None, *rotation, *layer_cache, layer.scaling)
+        return layer.after_attention(hidden_BD, attended_BW)
+    keys, values, slot, bias = layer_cache
+    cos_B1H, sin_B1H = (table.unsqueeze(1) for table in rotation)
+    query, key, value = layer.before_attention(hidden_BD.unsqueeze(1), cos_B1H, sin_B1H)
+    keys.index_copy_(2, slot, key)
+    values.index_copy_(2, slot, value)
+    return layer.after_attention(hidden_BD, layer.attend(query, keys, values, bias).squeeze(1))
 
 
 def _to_logits(norm: nn.Module, head: nn.Module, hidden_BD: Tensor) -> Tensor:
     return head(norm(hidden_BD)).float()
-
-
-def attend_by_torch(
-    projected_SBW: Tensor,
-    projection_bias_W: Tensor | None,
-    cos_BH: Tensor,
-    sin_BH: Tensor,
-    keys_BKCH: Tensor,
-    values_BKCH: Tensor,
-    slot: Tensor,
-    bias_B11C: Tensor,
-    scaling: float,
-) -> Tensor:
-    """What :func:`humanomni.decoding_kernels.attend` does, for any device and precision."""
-    kv_heads, width = keys_BKCH.shape[1], keys_BKCH.shape[3]
-    projected_BW = projected_SBW.sum(dim=0)
-    if projection_bias_W is not None:
-        projected_BW = projected_BW + projection_bias_W
-    heads = projected_BW.to(keys_BKCH.dtype).unflatten(1, (-1, width)).unsqueeze(2)
-    query, key, value = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
-    query, key = apply_rotary_pos_emb(query, key, cos_BH.unsqueeze(1), sin_BH.unsqueeze(1))
-    keys_BKCH.index_copy_(2, slot, key)
-    values_BKCH.index_copy_(2, slot, value)
-    attended = F.scaled_dot_product_attention(
-        query, keys_BKCH, values_BKCH, attn_mask=bias_B11C, scale=scaling, enable_gqa=True
-    )
-    return attended.flatten(1)
 
 
 def _step_by_kernels(
