@@ -38,7 +38,6 @@ FORCED_EMPTY_THINK = "<think></think>\n<answer>"
 _ANSWER_END = "</answer>"
 
 _PREFETCHED_BATCHES = 3  # decoded ahead of the batch that the model works on
-_READING_SHARE = 0.5  # of a GPU's multiprocessors: by a little the best of 0.5 to 0.7 (docs/performance.md)
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,14 @@ def pick_device(local_rank: int = 0) -> str:
     return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
 
 
+def _reading_share(rows: int) -> float:
+    """Of a GPU's multiprocessors, for the prompts of so many rows that are read while as many others are decoded.
+
+    More rows take longer to read, but hardly longer to decode: the best of 0.5 to 0.8 on H200s (docs/performance.md).
+    """
+    return 0.6 if rows <= 16 else 0.7
+
+
 class Predictor:
     """A model that answers records.
 
@@ -129,9 +136,7 @@ class Predictor:
         self._largest_batch: int | None = None  # known after the first batch that was too large for the memory
         # Neither reads prompts nor holds a tokenizer's settings for two threads at once.
         self._model_reads, self._tokenizer_works = Lock(), Lock()
-        self._partition: Partition | None = None
-        if self.model.device.type == "cuda":
-            self._partition = Partition(self.model.device, _READING_SHARE)
+        self._partition: Partition | None = None  # known with the size of batches
 
     def predict(
         self,
@@ -148,11 +153,16 @@ class Predictor:
         ``"start"`` and ``"end"`` in seconds. Where the model listens, ``"has_audio"`` says whether there was anything
         but silence to hear.
 
+        Between two results, wait for CUDA streams, not for the device (``torch.cuda.synchronize``): a thread reads
+        prompts meanwhile, and while it captures a graph CUDA refuses to wait for all of a GPU.
+
         Args:
             batch_size: rows of a batch; halved for good when the GPU's memory does not suffice.
             num_workers: of :func:`humanomni.decode_ahead.decode_ahead`.
             token_budget: the most of a batch's rows times its longest prompt and response, in tokens; None for no end.
         """
+        if self.model.device.type == "cuda":
+            self._partition = Partition(self.model.device, _reading_share(batch_size))
         items = list(items)
         rows_a_record = self.sampling.n if self.sampling else 1
         lengths = [length * rows_a_record for length in self._lengths(items)]
@@ -273,8 +283,10 @@ class Predictor:
                 )
                 if isinstance(error, torch.OutOfMemoryError):
                     self._largest_batch = half
-            # Only here, where the error no longer holds on to the tensors of the attempt.
-            torch.cuda.empty_cache()
+            # Only here, where the error no longer holds on to the tensors of the attempt. And not while prompts are
+            # read: a step may be captured with them, which forbids other threads to wait for the whole device.
+            with self._model_reads:
+                torch.cuda.empty_cache()
         if len(rows) == 1:
             return self.respond(rows, alone_before=True)
         return [*self.respond(rows[:half]), *self.respond(rows[half:])]

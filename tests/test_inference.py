@@ -240,6 +240,35 @@ def test_what_is_tried_again_takes_no_second_cache(
     assert predictor.model._idle_decoders == decoders
 
 
+def test_memory_is_freed_when_no_prompts_are_being_read(
+    predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a second of reading, in which nothing may be freed: on a GPU a graph may be captured in it."""
+    expected = list(predictor.predict(items, batch_size=3))
+    step, read_prompts = Decoder.step, predictor.model.read_prompts
+    reading, freed = threading.Event(), threading.Event()
+    reads, freed_meanwhile = itertools.count(), []
+
+    def small_steps_only(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+        assert reading.wait(60)
+        if len(tokens) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(decoder, tokens)
+
+    def slow_reading(*texts: torch.Tensor, **media: Any) -> Any:
+        if next(reads) == 1:
+            reading.set()
+            freed_meanwhile.append(freed.wait(0.5))
+        return read_prompts(*texts, **media)
+
+    monkeypatch.setattr(Decoder, "step", small_steps_only)
+    monkeypatch.setattr(predictor.model, "read_prompts", slow_reading)
+    monkeypatch.setattr(torch.cuda, "empty_cache", freed.set)
+    assert list(predictor.predict(items, batch_size=3)) == expected
+    assert freed_meanwhile == [False]
+    assert freed.is_set()
+
+
 def test_prompts_are_read_while_the_batch_before_is_decoded(
     predictor: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
