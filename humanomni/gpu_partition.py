@@ -5,6 +5,7 @@ waits for their end, although a decoding step needs the memory's rate more than 
 """
 
 import logging
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -34,3 +35,9 @@ class Partition:
         except RuntimeError as error:
             logger.info("the GPU's multiprocessors cannot be parted: %s", error)
             self.stream = torch.cuda.Stream(device)
+
+
+@cache
+def partition(device: torch.device, share: float) -> Partition:
+    """The device's partition of this share, made once: what a stream has freed serves that stream's work alone."""
+    return Partition(device, share)

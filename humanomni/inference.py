@@ -25,7 +25,7 @@ from humanomni.batching import plan_batches
 from humanomni.completion import parse_completion
 from humanomni.decode_ahead import Failure, Item, decode_ahead
 from humanomni.decoding import ReadPrompts
-from humanomni.gpu_partition import Partition
+from humanomni.gpu_partition import Partition, partition
 from humanomni.loading import LoadOptions, load_model, load_processor
 from humanomni.records import Record
 from humanomni.sampling import DRAW_INPUTS, GumbelNoise, Sampling
@@ -162,7 +162,7 @@ class Predictor:
             token_budget: the most of a batch's rows times its longest prompt and response, in tokens; None for no end.
         """
         if self.model.device.type == "cuda":
-            self._partition = Partition(self.model.device, _reading_share(batch_size))
+            self._partition = partition(self.model.device, _reading_share(batch_size))
         items = list(items)
         rows_a_record = self.sampling.n if self.sampling else 1
         lengths = [length * rows_a_record for length in self._lengths(items)]
