@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from humanomni.loading import LoadOptions, add_load_arguments
+from humanomni.media_nvdec import why_not
 from humanomni.prediction_run import add_retry_argument, explained_exit, run_rank
 from humanomni.prediction_shards import (
     JobError,
@@ -69,6 +70,9 @@ def predict(arguments: argparse.Namespace) -> None:
     )
 
     def start(device: str) -> "Predictor":
+        device = arguments.device or device
+        if arguments.gpu_decoding and (reason := why_not(device)):
+            raise JobError(f"--gpu_decoding: {reason}")
         # Here, because a finished job and a rank without work should not wait for torch.
         from humanomni.inference import Predictor
         from humanomni.sampling import Sampling
@@ -82,8 +86,9 @@ def predict(arguments: argparse.Namespace) -> None:
             early=arguments.early,
             max_new_tokens=arguments.max_new_tokens,
             sampling=sampling,
-            device=arguments.device or device,
+            device=device,
             clip_cache=arguments.clip_cache,
+            gpu_decoding=arguments.gpu_decoding,
         )
 
     def clip_of(record: Record) -> Path:
@@ -152,7 +157,7 @@ def output_path(arguments: argparse.Namespace) -> Path:
 def job_settings(arguments: argparse.Namespace, loading: LoadOptions) -> dict[str, str | int | float | None]:
     """All that decides the predictions: other settings never meet the same shards.
 
-    Batch size, token budget, workers, the clip cache and the number of processes are not among them.
+    Batch size, token budget, workers, the clip cache, who decodes and the number of processes are not among them.
     """
     return {
         **model_identity(loading),
@@ -209,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--token_budget", type=_positive, help="most tokens of a batch, padding and responses included")
     parser.add_argument("--num_workers", type=_positive, help="processes that decode clips (one a core)")
     parser.add_argument("--clip_cache", type=Path, help="folder for decoded clips, shared with training")
+    parser.add_argument("--gpu_decoding", action="store_true", help="let the GPU decode clips (docs/performance.md)")
     add_load_arguments(parser)
     add_retry_argument(parser)
     parser.add_argument("--errors", action="store_true", help="list the records that failed, and do nothing else")

@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -40,6 +41,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--num_workers", type=int, help="processes that decode clips (one a core)")
     parser.add_argument("--cached", action="store_true", help="decode the clips beforehand, into a cache")
+    parser.add_argument("--gpu_decoding", action="store_true", help="the GPU decodes clips, too")
     parser.add_argument("--profile", action="store_true", help="time the phases, and name the last batch's top costs")
     options = parser.parse_args(command_line)
     if options.batches < WARM_UP + 2:
@@ -59,7 +61,13 @@ def main(command_line: Sequence[str] | None = None) -> None:
         # The folder holds no weights: they are drawn where they are to be.
         model = make_model(config, "cuda", torch.bfloat16).eval().requires_grad_(False)
         with mock.patch.object(inference, "load_model", return_value=model):
-            predictor = Predictor(loading, max_new_tokens=NEW_TOKENS, device="cuda", clip_cache=cache)
+            predictor = Predictor(
+                loading,
+                max_new_tokens=NEW_TOKENS,
+                device="cuda",
+                clip_cache=cache,
+                gpu_decoding=options.gpu_decoding,
+            )
         # Random weights would end a response at any token.
         predictor.model.generation_config.suppress_tokens = [
             *processor.placeholder_ids,
@@ -86,9 +94,11 @@ def main(command_line: Sequence[str] | None = None) -> None:
                 done = list(islice(answers, batch))
             seconds.append(synchronised_time() - begin)
         peak = torch.cuda.max_memory_allocated()  # before the ceilings are measured, which takes 8 GiB
-        begin = synchronised_time()
-        list(decode_ahead(items[: 4 * batch], loader, options.num_workers, batch))
-        decoding = len(items[: 4 * batch]) / (synchronised_time() - begin)
+        gpu = 0 if options.gpu_decoding else None
+        decoded = decode_ahead(items, loader, options.num_workers, batch, gpu)
+        list(islice(decoded, batch))  # while the workers start
+        begin = time.perf_counter()
+        decoding = len(list(islice(decoded, 4 * batch))) / (time.perf_counter() - begin)
         roofline = Roofline(config, predictor.model, Ceilings.measure(), PROMPT_TEXT_TOKENS)
         steady = seconds[WARM_UP:-1]  # beside the last one no other is read
         result = {

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from humanomni.batching import plan_batches
 from humanomni.completion import parse_completion
-from humanomni.decode_ahead import Failure, Item, decode_ahead
+from humanomni.decode_ahead import Failure, Item, decode_ahead, start_fork_server
 from humanomni.decoding import ReadPrompts
 from humanomni.gpu_partition import Partition, partition
 from humanomni.loading import LoadOptions, load_model, load_processor
@@ -109,6 +109,8 @@ class Predictor:
         sampling: draw candidates instead of decoding one response greedily.
         device: as torch names it.
         clip_cache: folder of decoded clips, shared with training; None decodes every time.
+        gpu_decoding: have the GPU's decoder read the clips that it can, to the same frames: for a model that the cores
+            cannot keep up with (docs/performance.md). Without workers there is none.
 
     Raises:
         LoadError: the model cannot be loaded as asked.
@@ -123,9 +125,12 @@ class Predictor:
         sampling: Sampling | None = None,
         device: str = "cpu",
         clip_cache: Path | None = None,
+        gpu_decoding: bool = False,
     ) -> None:
         self.modality, self.early, self.max_new_tokens = modality, early, max_new_tokens
         self.sampling = sampling
+        if gpu_decoding:
+            start_fork_server()
         self.processor = load_processor(loading)
         # Any, because the annotations of transformers' generate() refuse the media inputs that it passes on.
         self.model: Any = load_model(loading, device)
@@ -133,6 +138,7 @@ class Predictor:
         # suppressed placeholders, a repetition penalty) holds.
         self.model.generation_config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
         self._clips = ClipLoader(self.processor, modality, clip_cache)
+        self._decodes_on = (self.model.device.index or 0) if gpu_decoding else None
         self._largest_batch: int | None = None  # known after the first batch that was too large for the memory
         # Neither reads prompts nor holds a tokenizer's settings for two threads at once.
         self._model_reads, self._tokenizer_works = Lock(), Lock()
@@ -168,9 +174,9 @@ class Predictor:
         lengths = [length * rows_a_record for length in self._lengths(items)]
         planned = list(plan_batches(lengths, max(batch_size // rows_a_record, 1), token_budget))
         in_order = [items[position] for batch in planned for position in batch]
-        decoded = zip(
-            in_order, decode_ahead(in_order, self._clips, num_workers, batch_size * _PREFETCHED_BATCHES), strict=True
-        )
+        ahead = batch_size * _PREFETCHED_BATCHES
+        clips = decode_ahead(in_order, self._clips, num_workers, ahead, self._decodes_on)
+        decoded = zip(in_order, clips, strict=True)
         coming: deque[Future[Begun]] = deque()
         reader = ThreadPoolExecutor(1, "reader")
         try:

@@ -10,6 +10,7 @@ import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 HEADER_SECONDS = 2.0  # of computing, not of waiting for the disk; headers of hours of film take 0.1 s
@@ -88,21 +89,28 @@ def packets(container: InputContainer, stream: VideoStream | AudioStream) -> Ite
 
 @overload
 def decoded(
-    container: InputContainer, stream: VideoStream, wanted: Container[int] | None = None
+    container: InputContainer,
+    stream: VideoStream,
+    wanted: Container[int] | None = None,
+    decoder: VideoCodecContext | None = None,
 ) -> Iterator[av.VideoFrame]: ...
 @overload
 def decoded(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]: ...
-def decoded(container: InputContainer, stream: Any, wanted: Container[int] | None = None) -> Iterator[Any]:
+def decoded(
+    container: InputContainer, stream: Any, wanted: Container[int] | None = None, decoder: Any = None
+) -> Iterator[Any]:
     """Frames of one stream from where the container stands; packets that cannot be decoded are passed over.
 
     Args:
         wanted: time stamps; frames that are not among them and from which no other is made may be left out.
+        decoder: another one than the stream's own.
     """
+    decoder = decoder or stream.codec_context
     for packet in packets(container, stream):
         if wanted is not None:
-            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         try:
-            yield from stream.decode(packet)
+            yield from decoder.decode(packet)
         except av.InvalidDataError:
             continue
-    yield from stream.decode(None)
+    yield from decoder.decode(None)

@@ -6,7 +6,8 @@ header states a wrong number of frames. So the packets are looked through first,
 H.264 mp4 or mov that is what its header says may go to decord.
 
 PyAV reads the rest, and of the plain files those with B-frames, where its bytes are decord's: it leaves out the frames
-that nobody asked for and no other frame is made from, nearly half of a film.
+that nobody asked for and no other frame is made from, nearly half of a film. With a GPU's decoder it reads all plain
+files so.
 """
 
 import logging
@@ -18,9 +19,11 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from humanomni.media_container import MediaError, decoded, open_container, packets, video_stream
+from humanomni.media_nvdec import gpu_decoder, in_memory
 from humanomni.media_timeline import Timeline
 
 try:
@@ -46,6 +49,7 @@ class VideoTrack:
         keys: what tells a frame apart, ascending: its time stamp, or its number where the container stores no times.
         entries: keys at which decoding can begin; empty when it can begin at the start of the file only.
         ordinary: whether decord may read the file and reads it right.
+        plain: whether PyAV, too, reads it so, if its frames are progressive; such a file is H.264.
         skippable: whether some frames, as B-frames are, serve to make no other and may be left out, without a
             difference to what decord gives of progressive frames.
     """
@@ -54,6 +58,7 @@ class VideoTrack:
     keys: list[int]
     entries: list[int]
     ordinary: bool
+    plain: bool
     skippable: bool
 
 
@@ -76,7 +81,7 @@ def scan_video(container: InputContainer) -> VideoTrack | None:
         raise MediaError(container.name, "its video stream holds no frame; was the recording or copy broken off?")
     keys = sorted({pts for pts, _ in shown if pts is not None})
     if len(keys) < len(shown) or container.format.name in UNTIMED:
-        return VideoTrack(Timeline.even(len(shown), fps), list(range(len(shown))), [], False, False)
+        return VideoTrack(Timeline.even(len(shown), fps), list(range(len(shown))), [], False, False, False)
     entries = sorted(pts for pts, is_key in shown if is_key and pts is not None)
     timeline = Timeline((np.array(keys, dtype=np.float64) - keys[0]) * float(stream.time_base or 0), fps)
     if not timeline.regular and timeline.seconds[-1] > 0:  # the stated rate is not what the time stamps say
@@ -89,8 +94,9 @@ def scan_video(container: InputContainer) -> VideoTrack | None:
         and not _has_open_gop(shown)
     )
     same_colours = stream.format is not None and stream.format.name in SAME_COLOURS
-    skippable = bool(entries) and stream.codec_context.has_b_frames and (same_colours or not ordinary)
-    return VideoTrack(timeline, keys, entries, ordinary, skippable)
+    plain = ordinary and same_colours and bool(entries)
+    skippable = bool(entries) and stream.codec_context.has_b_frames and (plain or not ordinary)
+    return VideoTrack(timeline, keys, entries, ordinary, plain, skippable)
 
 
 def _has_open_gop(shown: list[tuple[int | None, bool]]) -> bool:
@@ -99,7 +105,7 @@ def _has_open_gop(shown: list[tuple[int | None, bool]]) -> bool:
     return bool((pts < np.maximum.accumulate(np.where(is_key, pts, pts.min()))).any())
 
 
-def read_frames(container: InputContainer, track: VideoTrack, indices: list[int]) -> np.ndarray:
+def read_frames(container: InputContainer, track: VideoTrack, indices: list[int], gpu: int | None = None) -> np.ndarray:
     """RGB frames uint8 [T, H, W, 3], upright, at ascending `indices` (repeats allowed).
 
     Decoding jumps to the key frame before each wanted frame where the container allows it, and keeps wanted frames
@@ -109,6 +115,7 @@ def read_frames(container: InputContainer, track: VideoTrack, indices: list[int]
 
     Args:
         container: what `track` was scanned from; where it cannot jump, its file is opened anew.
+        gpu: number of the GPU whose decoder is to read plain files.
 
     Raises:
         MediaError: no frame can be decoded.
@@ -116,7 +123,10 @@ def read_frames(container: InputContainer, track: VideoTrack, indices: list[int]
     path = Path(container.name)
     wanted = [track.keys[i] for i in indices]
     as_decord = track.ordinary and decord is not None
-    found = _jump(container, track, wanted) if track.skippable or not as_decord else {}
+    stream = _single_threaded_stream(container)
+    found = {} if gpu is None or not track.plain else _by_gpu(container, stream, track, wanted, gpu)
+    if not found and (track.skippable or not as_decord):
+        found = _jump(container, stream, track, wanted)
     complete = found.keys() >= set(wanted)
     # Of interlaced frames decord makes other colours than PyAV.
     if as_decord and (not complete or any(frame.interlaced_frame for frame in found.values())):
@@ -150,26 +160,48 @@ def _single_threaded_stream(container: InputContainer) -> VideoStream:
     return stream
 
 
-def _jump(container: InputContainer, track: VideoTrack, wanted: list[int]) -> dict[int, av.VideoFrame]:
+def _by_gpu(
+    container: InputContainer, stream: VideoStream, track: VideoTrack, wanted: list[int], gpu: int
+) -> dict[int, av.VideoFrame]:
+    """All of the `wanted` frames by time stamp, or none: a core is to decode them."""
+    try:
+        decoder = gpu_decoder(container, stream, gpu)
+        found = {} if decoder is None else _jump(container, stream, track, wanted, decoder)
+    except av.FFmpegError as error:
+        logger.warning("%s: decoded by a core, because the GPU's decoder failed (%s)", container.name, error)
+        return {}
+    # A GPU does not cut off what a stream says is to be cut off at the left and above.
+    whole = all((frame.width, frame.height) == (stream.width, stream.height) for frame in found.values())
+    return found if whole and found.keys() >= set(wanted) else {}
+
+
+def _jump(
+    container: InputContainer,
+    stream: VideoStream,
+    track: VideoTrack,
+    wanted: list[int],
+    decoder: VideoCodecContext | None = None,
+) -> dict[int, av.VideoFrame]:
     """The `wanted` frames by time stamp, up to the first that is not where time stamps and key frames say."""
     found: dict[int, av.VideoFrame] = {}
     if not track.entries:
         return found
-    stream = _single_threaded_stream(container)
     frames: Iterator[av.VideoFrame] = iter(())
     position = None
     for key in sorted(set(wanted)):
         entry = track.entries[max(bisect_right(track.entries, key) - 1, 0)]
         if position is None or entry > position:
             container.seek(entry, stream=stream)
-            frames = decoded(container, stream, set(wanted) if track.skippable else None)
+            if decoder is not None:  # the stream's own is told by the container
+                decoder.flush_buffers()
+            frames = decoded(container, stream, set(wanted) if track.skippable else None, decoder)
         for frame in frames:
             position = frame.pts
             if position is None or position >= key:
                 break
         if position != key:
             break
-        found[key] = frame
+        found[key] = in_memory(frame)
     return found
 
 

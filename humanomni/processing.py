@@ -89,11 +89,15 @@ class HumanOmniProcessor(ProcessorMixin):
         modality: str = "video_audio",
         start: float | None = None,
         end: float | None = None,
+        gpu: int | None = None,
     ) -> Clip:
         """Decodes what a prompt of this modality shows of a file, or of its part between two seconds.
 
         An image is one picture, the middle one of a video, in all T frames: the projector's tokens need T, and none of
         them are made up.
+
+        Args:
+            gpu: of :func:`humanomni.media.load_clip`.
 
         Raises:
             MediaError: as :func:`humanomni.media.load_clip`, and when pictures are asked for and there are none.
@@ -109,6 +113,7 @@ class HumanOmniProcessor(ProcessorMixin):
             video=pictures,
             audio="audio" in media,
             max_audio_seconds=self.feature_extractor.chunk_length,  # the mel holds no more
+            gpu=gpu,
         )
         if pictures and clip.frames is None:
             raise MediaError(path, "holds no pictures; of sound alone the modality is audio")

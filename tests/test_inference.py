@@ -121,6 +121,15 @@ def test_every_record_is_predicted_or_listed_as_failed(straight: Run, records: l
     assert len(read_predictions(tmp_path / "held_out.jsonl")) == 28
 
 
+def test_a_gpu_cannot_decode_where_there_is_none(straight: Run, tmp_path: Path) -> None:
+    process = straight.start(tmp_path, "--gpu_decoding", "--device", "cpu")
+    log = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert log.splitlines()[-1] == (
+        "inference_batch: --gpu_decoding: clips cannot be decoded by cpu, only by an NVIDIA GPU"
+    )
+
+
 @pytest.mark.slow
 def test_interrupted_killed_and_continued_by_two_ranks_equals_a_straight_run(straight: Run, tmp_path: Path) -> None:
     """Slow because it is five processes that import torch, and only real processes can be killed."""

@@ -2,24 +2,35 @@
 
 import copy
 import json
+import multiprocessing
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from media_factory import turn, write_clip
 from test_decoding import GREEDY, QUESTIONS, batch
+from test_media_video import film
 from training_process import FixedRollouts
 from training_runs import SHARDING, Runs, needs_deepspeed
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from humanomni.decode_ahead import decode_ahead
 from humanomni.decoding import Decoder
 from humanomni.decoding_layers import DecodingLayers, cast_parameters
 from humanomni.inference import Failure, Item, Predictor
 from humanomni.loading import LoadOptions
+from humanomni.media import load_clip
+from humanomni.media_nvdec import in_memory, why_not
 from humanomni.modeling import HumanOmniForConditionalGeneration
 from humanomni.processing import HumanOmniProcessor
+from humanomni.records import Record
+from humanomni.training.clips import ClipLoader
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -133,6 +144,81 @@ def test_two_gpus_write_what_one_writes(repo: Path, tiny_model_dir: Path, toy_wo
         command = [sys.executable, *launcher, repo / "inference_batch.py", *flags, "--dtype", "float32"]
         subprocess.run(command, check=True, timeout=300)
         assert not (output / "test.errors.jsonl").exists()
+        written.append((output / "test.jsonl").read_bytes())
+    assert written[0] == written[1]
+
+
+SIZES = [(720, 1280), (480, 854), (240, 426), (360, 640), (98, 130), (48, 64), (1080, 1920)]
+GPU_FILMS: dict[str, dict[str, Any]] = {
+    **{f"{height}p": {"size": (height, width)} for height, width in SIZES},
+    "one key frame a dozen": {"codec_options": {"x264-params": "keyint=12"}},
+    "no B-frames": {"codec_options": {"x264-params": "bframes=0"}},
+    "pyramid": {"codec_options": {"x264-params": "bframes=5:b-pyramid=normal:ref=6"}},
+    "full range": {"pixels": "yuvj420p"},
+    "BT.709": {"codec_options": {"x264-params": "colormatrix=bt709"}},
+}
+CORES_FILMS: dict[str, dict[str, Any]] = {
+    "10 bits": {"pixels": "yuv420p10le"},
+    "interlaced": {"codec_options": {"x264-params": "interlaced=1"}},
+    "turned": {},
+}
+
+
+def decoded_by_gpu(paths: Sequence[Path]) -> list[tuple[np.ndarray | None, bool]]:
+    """Frames of clips, each twice, and whether they come from the GPU; for a process in which torch does not use it."""
+    results = []
+    for path in [*paths, *paths]:
+        with mock.patch("humanomni.media_video.in_memory", side_effect=in_memory) as given:
+            frames = load_clip(path, audio=False, gpu=0).frames
+        formats = {call.args[0].format.name for call in given.call_args_list}
+        results.append((frames, formats == {"cuda"}))
+    return results
+
+
+@needs_gpu
+def test_a_gpu_decodes_to_the_frames_of_a_core(tmp_path: Path) -> None:
+    assert why_not("cuda:0") is None
+    paths = []
+    for name, options in (GPU_FILMS | CORES_FILMS).items():
+        frames, path = film(40, options.get("size", (96, 128))), tmp_path / f"{name}.mp4"
+        others = {key: value for key, value in options.items() if key != "size"}
+        paths.append(write_clip(path, frames=frames, sound=None, **others))
+    turn(paths[-1], 90)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        results = pool.apply(decoded_by_gpu, (paths,))
+    for path, (frames, by_gpu) in zip([*paths, *paths], results, strict=True):
+        assert np.array_equal(frames, load_clip(path, audio=False).frames), path
+        assert by_gpu == (path.stem in GPU_FILMS), path
+
+
+@needs_gpu
+def test_clips_decoded_ahead_by_a_gpu_are_those_of_the_cores(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Damaged ones too, except that a GPU says nothing of damaged pictures."""
+    paths = [write_clip(tmp_path / f"{i}.mp4", frames=film(30 + i, (96 + 32 * (i % 3), 128))) for i in range(11)]
+    (tmp_path / "no.mp4").write_bytes(b"no film")
+    paths[5:5] = [tmp_path / "no.mp4", tmp_path / "missing.mp4"]
+    items = [Item(line, Record(path.stem, str(path), "?", None), path) for line, path in enumerate(paths)]
+    loader = ClipLoader(HumanOmniProcessor.from_pretrained(tiny_model_dir), "video_audio")
+    expected, *others = [list(decode_ahead(items, loader, 2, 4, gpu)) for gpu in (None, 0)]
+    for item, clip, other in zip(items, expected, *others, strict=True):
+        if isinstance(clip, Failure):
+            assert clip == other
+        else:
+            assert torch.equal(clip.pixels, other.pixels), item
+            assert torch.equal(clip.mel, other.mel), item
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_predictions_do_not_hang_on_who_decodes(
+    repo: Path, tiny_model_dir: Path, toy_world_dir: Path, tmp_path: Path
+) -> None:
+    """Slow: two programs that compile."""
+    written = []
+    for flag in ([], ["--gpu_decoding"]):
+        output = tmp_path / str(len(flag))
+        paths = ["--model_path", tiny_model_dir, "--input_jsonl", toy_world_dir / "test.jsonl", "--output_dir", output]
+        subprocess.run([sys.executable, repo / "inference_batch.py", *paths, *flag], check=True, timeout=300)
         written.append((output / "test.jsonl").read_bytes())
     assert written[0] == written[1]
 

@@ -62,8 +62,13 @@ class ClipLoader:
             return self
         return ClipLoader(self.processor, modality, self._cache.folder if self._cache else None)
 
-    def load(self, path: Path, start: float | None = None, end: float | None = None) -> TrainingClip:
+    def load(
+        self, path: Path, start: float | None = None, end: float | None = None, gpu: int | None = None
+    ) -> TrainingClip:
         """The clip, or its part between two seconds; a text prompt has none, and its file is not touched.
+
+        Args:
+            gpu: of :func:`humanomni.media.load_clip`.
 
         Raises:
             MediaError: when the file is missing, cannot be decoded, or holds no pictures where some are asked for.
@@ -73,7 +78,7 @@ class ClipLoader:
         tensors = self._cache.read(path, start, end) if self._cache else None
         if tensors is not None:
             return TrainingClip(tensors.get("pixels"), tensors.get("mel"), bool(tensors["has_audio"]))
-        clip = self._decode(path, start, end)
+        clip = self._decode(path, start, end, gpu)
         if self._cache and self._takes_more:
             try:
                 self._cache.write(
@@ -86,8 +91,8 @@ class ClipLoader:
                 )
         return clip
 
-    def _decode(self, path: Path, start: float | None, end: float | None) -> TrainingClip:
-        clip = self.processor.load_clip(path, self.modality, start, end)
+    def _decode(self, path: Path, start: float | None, end: float | None, gpu: int | None) -> TrainingClip:
+        clip = self.processor.load_clip(path, self.modality, start, end, gpu)
         return TrainingClip(
             pixels=None if clip.frames is None else self.processor.resize(clip.frames),
             mel=self.processor.mel(clip.waveform) if "audio" in MODALITIES[self.modality] else None,
