@@ -65,6 +65,11 @@ def gpu_decoder(container: InputContainer, stream: VideoStream, gpu: int) -> Vid
     return _this_thread.decoder(stream.codec_context.extradata, gpu)
 
 
+def by_hardware(decoder: VideoCodecContext) -> bool:
+    """Whether what a decoder has decoded was decoded by the GPU; FFmpeg has a core do what a GPU cannot."""
+    return decoder.pix_fmt == "cuda"
+
+
 def in_memory(frame: av.VideoFrame) -> av.VideoFrame:
     """The frame with its planes as a core's decoder lays them out, which decides the colours that are made of them."""
     return frame.reformat(format="yuv420p") if frame.format.name == "cuda" else frame

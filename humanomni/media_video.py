@@ -14,6 +14,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import av
@@ -23,7 +24,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from humanomni.media_container import MediaError, decoded, open_container, packets, video_stream
-from humanomni.media_nvdec import gpu_decoder, in_memory
+from humanomni.media_nvdec import by_hardware, gpu_decoder, in_memory
 from humanomni.media_timeline import Timeline
 
 try:
@@ -168,11 +169,18 @@ def _by_gpu(
         decoder = gpu_decoder(container, stream, gpu)
         found = {} if decoder is None else _jump(container, stream, track, wanted, decoder)
     except av.FFmpegError as error:
-        logger.warning("%s: decoded by a core, because the GPU's decoder failed (%s)", container.name, error)
+        logger.warning("%s: decoded by a core, because with the GPU it failed (%s)", container.name, error)
         return {}
+    if found and decoder is not None and not by_hardware(decoder):
+        _warn_once(f"the GPU does not decode {stream.width}x{stream.height} pixels, or has no memory for it: cores do")
     # A GPU does not cut off what a stream says is to be cut off at the left and above.
     whole = all((frame.width, frame.height) == (stream.width, stream.height) for frame in found.values())
     return found if whole and found.keys() >= set(wanted) else {}
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _jump(

@@ -14,7 +14,7 @@ import torch
 from media_factory import turn, write_clip
 from test_media_video import film
 
-from humanomni import media_nvdec
+from humanomni import media_nvdec, media_video
 from humanomni.media import load_clip
 
 PARTS = [(None, None), (0.5, 1.5), (1.2, None)]
@@ -27,6 +27,7 @@ def decoders(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.Mock]:
     made = mock.Mock(wraps=media_nvdec._new_decoder)
     monkeypatch.setattr(media_nvdec, "_new_decoder", made)
     monkeypatch.setattr(media_nvdec, "_this_thread", media_nvdec._ThisThread())
+    media_video._warn_once.cache_clear()
     return made
 
 
@@ -41,10 +42,13 @@ def clip(path: Path, x264: str = "bframes=3", *, size: tuple[int, int] = (96, 12
     return write_clip(path, frames=film(60, size, seed), codec_options={"x264-params": x264}, sound=None)
 
 
-def test_clips_encoded_alike_are_decoded_by_one_decoder(tmp_path: Path, decoders: mock.Mock) -> None:
+def test_clips_encoded_alike_are_decoded_by_one_decoder(
+    tmp_path: Path, decoders: mock.Mock, caplog: pytest.LogCaptureFixture
+) -> None:
     for seed in range(3):
         assert_same_frames(clip(tmp_path / f"{seed}.mp4", seed=seed))
     assert decoders.call_count == 1
+    assert caplog.text.count("the GPU does not decode 128x96 pixels, or has no memory for it: cores do") == 1
 
 
 @pytest.mark.parametrize("x264", ["bframes=3:keyint=12", "bframes=0", "bframes=5:b-pyramid=normal:ref=6"])

@@ -168,8 +168,12 @@ def decoded_by_gpu(paths: Sequence[Path]) -> list[tuple[np.ndarray | None, bool]
     """Frames of clips, each twice, and whether they come from the GPU; for a process in which torch does not use it."""
     results = []
     for path in [*paths, *paths]:
-        with mock.patch("humanomni.media_video.in_memory", side_effect=in_memory) as given:
+        with (
+            mock.patch("humanomni.media_video.in_memory", side_effect=in_memory) as given,
+            mock.patch("humanomni.media_video._warn_once") as warned,
+        ):
             frames = load_clip(path, audio=False, gpu=0).frames
+        assert not warned.called, path
         formats = {call.args[0].format.name for call in given.call_args_list}
         results.append((frames, formats == {"cuda"}))
     return results
