@@ -167,11 +167,13 @@ def _by_gpu(
     """All of the `wanted` frames by time stamp, or none: a core is to decode them."""
     try:
         decoder = gpu_decoder(container, stream, gpu)
-        found = {} if decoder is None else _jump(container, stream, track, wanted, decoder)
+        if decoder is None:
+            return {}
+        found = _jump(container, stream, track, wanted, decoder)
     except av.FFmpegError as error:
         logger.warning("%s: decoded by a core, because with the GPU it failed (%s)", container.name, error)
         return {}
-    if found and decoder is not None and not by_hardware(decoder):
+    if found and not by_hardware(decoder):
         _warn_once(f"the GPU does not decode {stream.width}x{stream.height} pixels, or has no memory for it: cores do")
     # A GPU does not cut off what a stream says is to be cut off at the left and above.
     whole = all((frame.width, frame.height) == (stream.width, stream.height) for frame in found.values())
