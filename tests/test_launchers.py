@@ -114,6 +114,7 @@ def test_two_nodes_meet_through_the_real_torchrun(repo: Path, tmp_path: Path, co
         "total = torch.tensor(dist.get_rank() + 1)\n"
         "dist.all_reduce(total)\n"
         f"open('{tmp_path}/rank' + str(dist.get_rank()), 'w').write(f'{{total}} {{sys.argv[1:]}}')\n"
+        "dist.destroy_process_group()\n"  # gloo's threads, left running, now and then abort what ends
     )
     commands.add("torchrun", f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n')
     commands.add("srun", FAKE_SRUN)
