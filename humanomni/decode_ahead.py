@@ -113,12 +113,11 @@ class _Clips(IterableDataset):
 
     def __iter__(self) -> Iterator[TrainingClip | Failure]:
         worker = get_worker_info()
-        if worker is None:
+        if self._gpu is not None and (worker is None or not usable(self._gpu)):
             self._gpu = None
+        if worker is None:
             yield from map(self._decode, self._items)
             return
-        if self._gpu is not None and not usable(self._gpu):
-            self._gpu = None
         with ThreadPoolExecutor(self._threads) as pool:
             waiting: deque[Future[TrainingClip | Failure]] = deque()
             for item in self._items[worker.id :: worker.num_workers]:

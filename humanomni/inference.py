@@ -109,8 +109,8 @@ class Predictor:
         sampling: draw candidates instead of decoding one response greedily.
         device: as torch names it.
         clip_cache: folder of decoded clips, shared with training; None decodes every time.
-        gpu_decoding: have the GPU's decoder read the clips that it can, to the same frames: for a model that the cores
-            cannot keep up with (docs/performance.md). Without workers there is none.
+        gpu_decoding: have the GPU's decoder read the clips that it can, to the same frames unless a clip is damaged:
+            for a model that the cores cannot keep up with (docs/performance.md). Without workers there is none.
 
     Raises:
         LoadError: the model cannot be loaded as asked.

@@ -1,8 +1,8 @@
 """H.264 by NVDEC, the decoder that a GPU has beside its multiprocessors: to the bit the frames that a core decodes.
 
 Setting one up takes 0.1 s of a core, as long as a core takes to decode a clip of a few seconds. So every thread keeps
-its decoders for clips that are encoded alike, as those of a data set mostly are. Of a damaged stream a GPU, unlike a
-core, says nothing, and what it shows in place of the damage is its own.
+its decoders for clips that are encoded alike, as those of a data set mostly are. What a GPU
+shows of a damaged stream may differ: a core makes up for what is missing in a way of its own, which no GPU promises.
 """
 
 import ctypes

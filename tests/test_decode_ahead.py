@@ -64,7 +64,7 @@ from humanomni.records import Record
 from humanomni.training.clips import ClipLoader
 
 if __name__ == "__main__":
-    clip, model, gpu = Path(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
+    clip, model, gpu = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if sys.argv[3:] else None
     items = [Item(line, Record(str(line), str(clip), "?", None), clip) for line in range(1000)]
     loader = ClipLoader(HumanOmniProcessor.from_pretrained(model), "video_audio")
     clips = decode_ahead(items, loader, 2, 4, gpu)
@@ -79,7 +79,13 @@ def test_workers_do_not_outlive_a_killed_process(
     gpu: int | None, items: list[Item], tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "waiting.py").write_text(WAITING)
-    command = [sys.executable, tmp_path / "waiting.py", items[0].clip, tiny_model_dir, repr(gpu)]
+    command = [
+        sys.executable,
+        tmp_path / "waiting.py",
+        items[0].clip,
+        tiny_model_dir,
+        *([] if gpu is None else [str(gpu)]),
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
         assert process.stdout is not None

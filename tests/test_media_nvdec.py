@@ -3,7 +3,6 @@
 Here a core stands in for the GPU, of which test_on_gpu.py has the frames.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -21,7 +20,7 @@ PARTS = [(None, None), (0.5, 1.5), (1.2, None)]
 
 
 @pytest.fixture
-def decoders(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.Mock]:
+def decoders(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
     """Counts the decoders that are made, each of a core in place of a GPU."""
     monkeypatch.setattr(media_nvdec, "_device", lambda gpu: None)
     made = mock.Mock(wraps=media_nvdec._new_decoder)
